@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# Lets real clients hold a conversation against a server that is started for them.
+#
+#   tests/clients/run.sh [nio|rust-sdk|all] [homing|synapse] [POSTGRES_URL]
+#
+# Homing is taken from ${HOMING:-${CARGO_TARGET_DIR:-target}/debug/homing}. See README.md beside this.
+set -euo pipefail
+
+here=$(cd "$(dirname "$0")" && pwd)
+root=$(cd "$here/../.." && pwd)
+cache=${HOMING_CACHE:-$HOME/.cache/homing}
+clients=${1:-all} server=${2:-homing} postgres=${3:-}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+free_port() {
+    python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+}
+
+homing_config() {
+    local url=sqlite:$2/data/homing.db
+    if [ -n "$postgres" ]; then
+        local name=clients_$1
+        psql --quiet "$postgres" --command "CREATE DATABASE $name"
+        url=${postgres%/*}/$name
+    fi
+    cat >"$2/homing.toml" <<-TOML
+	server_name = "localhost"
+	data_dir = "$2/data"
+
+	[[listeners]]
+	bind = "127.0.0.1:$1"
+
+	[database]
+	url = "$url"
+
+	[registration]
+	mode = "open"
+
+	[rate_limits]
+	enabled = false
+	TOML
+}
+
+hold() {
+    local client=$1 dir=$work/$1 port
+    port=$(free_port)
+    mkdir -p "$dir/data"
+    case $server in
+    homing)
+        homing_config "$port" "$dir"
+        HOMESERVER_COMMAND="${HOMING:-${CARGO_TARGET_DIR:-$root/target}/debug/homing} serve --config $dir/homing.toml"
+        ;;
+    synapse) HOMESERVER_COMMAND="$here/synapse.sh $dir $port $postgres" ;;
+    *) echo "run.sh: no server $server" >&2; exit 2 ;;
+    esac
+    export HOMESERVER_COMMAND HOMESERVER_URL=http://127.0.0.1:$port
+    echo "$client talks to $server"
+    if ! "hold_${client//-/_}" >"$dir/out" 2>&1; then
+        cat "$dir/out"
+        echo "run.sh: $client failed against $server" >&2
+        return 1
+    fi
+    grep -v '^{\|^[0-9-]*T' "$dir/out" | tail -n 30
+}
+
+hold_nio() {
+    local venv=$cache/nio-venv
+    if ! cmp --silent "$here/nio/requirements.txt" "$venv/requirements.txt"; then
+        python3 -m venv --clear "$venv"
+        "$venv/bin/pip" install --quiet --disable-pip-version-check --requirement "$here/nio/requirements.txt"
+        cp "$here/nio/requirements.txt" "$venv/"
+    fi
+    "$venv/bin/python" "$here/nio/conversation.py"
+}
+
+hold_rust_sdk() {
+    CARGO_TARGET_DIR=$cache/clients-target cargo run --quiet --locked \
+        --manifest-path "$here/rust-sdk/Cargo.toml"
+}
+
+case $clients in
+all) hold nio; hold rust-sdk ;;
+nio | rust-sdk) hold "$clients" ;;
+*) echo "usage: run.sh [nio|rust-sdk|all] [homing|synapse] [POSTGRES_URL]" >&2; exit 2 ;;
+esac
