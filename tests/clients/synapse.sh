@@ -70,7 +70,7 @@ if [ ! -e "$dir/homeserver.yaml" ]; then
 	handlers: {file: {class: logging.FileHandler, formatter: plain, filename: $dir/homeserver.log}}
 	root: {level: WARNING, handlers: [file]}
 	YAML
-    "$venv/bin/python" -m synapse.app.homeserver --config-path "$dir/homeserver.yaml" --generate-keys
+    "$venv/bin/python" -m synapse.app.homeserver --config-path "$dir/homeserver.yaml" --generate-keys 2>/dev/null
 fi
 
 cd "$dir"
