@@ -1,0 +1,106 @@
+//! Whether an event is allowed.
+//!
+//! The rules themselves are ruma's; this module feeds them with the state that a local event is
+//! built on.
+//!
+//! Specification: <https://spec.matrix.org/v1.19/server-server-api/#authorization-rules>.
+
+use std::borrow::Borrow;
+
+use ruma::{
+    EventId, UserId,
+    events::{StateEventType, TimelineEventType},
+    room_version_rules::RoomVersionRules,
+    state_res::{self, Event},
+};
+use serde_json::value::{RawValue, to_raw_value};
+
+use crate::{Draft, Error, Pdu};
+
+/// Why an event is not allowed (`M_FORBIDDEN`), in words.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Rejection(pub String);
+
+/// Which state events an event has to name in its `auth_events`, as far as the room has them.
+///
+/// A create event names none, and from version 12 on no event names the create event.
+///
+/// # Errors
+///
+/// [`Error::BadJson`] if it is a member event without a state key or with a malformed content.
+pub fn auth_types_for_event(
+    rules: &RoomVersionRules,
+    event_type: &TimelineEventType,
+    sender: &UserId,
+    state_key: Option<&str>,
+    content: &RawValue,
+) -> Result<Vec<(StateEventType, String)>, Error> {
+    state_res::auth_types_for_event(event_type, sender, state_key, content, &rules.authorization)
+        .map_err(Error::BadJson)
+}
+
+impl Draft {
+    /// [`auth_types_for_event`] for this draft.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`auth_types_for_event`].
+    pub fn auth_types(
+        &self,
+        rules: &RoomVersionRules,
+    ) -> Result<Vec<(StateEventType, String)>, Error> {
+        let kind = TimelineEventType::from(self.event_type.as_str());
+        let state_key = self.state_key.as_deref();
+        // Only the content of member events has a say, so no other is serialized for it.
+        if kind == TimelineEventType::RoomMember {
+            let content =
+                to_raw_value(&self.content).map_err(|error| Error::BadJson(error.to_string()))?;
+            auth_types_for_event(rules, &kind, &self.sender, state_key, &content)
+        } else {
+            auth_types_for_event(rules, &kind, &self.sender, state_key, RawValue::NULL)
+        }
+    }
+}
+
+/// Checks an event against the authorization rules of its room version, both those about the
+/// event itself with its `auth_events` and those about the state it is built on.
+///
+/// `fetch_state` gives the event at a type and state key in the state before the event. The
+/// `auth_events` must be from this state, as they are in an event that this server makes. `None`
+/// means that the state has no such event: what could not be loaded has to be dealt with before.
+///
+/// Signatures are not checked.
+///
+/// # Errors
+///
+/// The [`Rejection`] of the first rule that the event breaks.
+pub fn authorize<E: Event + Clone>(
+    rules: &RoomVersionRules,
+    pdu: &Pdu,
+    fetch_state: impl Fn(&StateEventType, &str) -> Option<E>,
+) -> Result<(), Rejection> {
+    let rules = &rules.authorization;
+    let mut types = state_res::auth_types_for_event(
+        &pdu.kind,
+        &pdu.sender,
+        pdu.state_key.as_deref(),
+        &pdu.content,
+        rules,
+    )
+    .map_err(Rejection)?;
+    if rules.room_create_event_id_as_room_id && pdu.kind != TimelineEventType::RoomCreate {
+        types.push((StateEventType::RoomCreate, String::new()));
+    }
+    let known: Vec<E> = types
+        .iter()
+        .filter_map(|(event_type, state_key)| fetch_state(event_type, state_key))
+        .collect();
+    let fetch_event = |id: &EventId| {
+        let found = known.iter().find(|event| event.event_id().borrow() == id);
+        found.cloned()
+    };
+
+    state_res::check_state_independent_auth_rules(rules, pdu, fetch_event).map_err(Rejection)?;
+    state_res::check_state_dependent_auth_rules(rules, pdu, fetch_state).map_err(Rejection)
+}
