@@ -11,6 +11,9 @@ use serde_json::{Value, json};
 
 use crate::{draft, object, spec_key};
 
+type Edit = fn(&mut Draft);
+type Resize = fn(&mut Draft, usize);
+
 fn sign(draft: Draft, version: &RoomVersionId) -> Result<Pdu, Error> {
     let rules = room_version::rules(version).unwrap();
     draft.sign(rules, server_name!("domain"), &spec_key())
@@ -254,7 +257,7 @@ fn sizes_are_limited() {
         "{error}"
     );
 
-    let fields: [(&str, fn(&mut Draft, usize)); 2] = [
+    let fields: [(&str, Resize); 2] = [
         ("type", |draft, bytes| draft.event_type = "t".repeat(bytes)),
         // Bytes count, not characters.
         ("state_key", |draft, bytes| {
@@ -281,7 +284,7 @@ fn sizes_are_limited() {
 
 #[test]
 fn drafts_that_are_no_events() {
-    let table: [(&str, fn(&mut Draft)); 6] = [
+    let table: [(&str, Edit); 6] = [
         ("no room id", |draft| draft.room_id = None),
         ("redacts in a message", |draft| {
             draft.redacts = Some(owned_event_id!("$x"));
@@ -374,7 +377,7 @@ fn speed() {
         "m.room.message",
         json!({"body": "x".repeat(500), "msgtype": "m.text"}),
     );
-    let rounds = 10_000;
+    let rounds = 1_000;
     let start = std::time::Instant::now();
     for _ in 0..rounds {
         let pdu = message
