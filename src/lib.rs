@@ -1,1 +1,7 @@
+//! Homing, a Matrix homeserver.
 
+pub mod announcement;
+pub mod config;
+pub mod listen;
+pub mod operations;
+pub mod telemetry;

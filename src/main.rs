@@ -1,1 +1,205 @@
-fn main() {}
+//! The command line.
+
+use std::{
+    env,
+    io::{self, BufRead, IsTerminal},
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+};
+
+use clap::{Parser, Subcommand};
+use homing::{
+    announcement::announce,
+    config::{self, Config},
+    listen::{self, Bound},
+    operations,
+    telemetry::{self, Metrics},
+};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Homing, a Matrix homeserver. Without a command, it serves.
+#[derive(Parser)]
+#[command(version, max_term_width = 80)]
+struct Arguments {
+    /// The configuration file; every setting has a default
+    #[arg(short, long, global = true, value_name = "FILE", env = config::CONFIG_VARIABLE)]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the server
+    Serve,
+    /// Say whether the settings can be used
+    CheckConfig,
+    /// Print a commented configuration file
+    GenerateConfig,
+    /// Make an account
+    ///
+    /// Asks for the password, or reads it from standard input if that is not a
+    /// terminal.
+    CreateUser {
+        /// The part of the user id between "@" and ":"
+        name: String,
+        /// Make the account an administrator
+        #[arg(long)]
+        admin: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("homing: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<(), Failure> {
+    let command = arguments.command.unwrap_or(Command::Serve);
+    if let Command::GenerateConfig = command {
+        print!("{}", config::EXAMPLE);
+        return Ok(());
+    }
+    let config = config::load(arguments.config.as_deref(), env::vars_os())?;
+    match command {
+        Command::Serve => runtime()?.block_on(serve(config)),
+        Command::CheckConfig => {
+            listen::check(&config.listeners)?;
+            println!("The settings can be used.");
+            Ok(())
+        }
+        Command::CreateUser { name, admin } => {
+            let password = read_password()?;
+            create_user(&config, &name, &password, admin)
+        }
+        Command::GenerateConfig => Ok(()),
+    }
+}
+
+fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+}
+
+/// Runs the server until it is told to stop.
+async fn serve(config: Config) -> Result<(), Failure> {
+    let signals = Signals::new()?;
+    telemetry::start_logging(&config.logging)?;
+    // Each connection takes a file descriptor, and many systems allow 1,024
+    // unless a process asks for more.
+    match rlimit::increase_nofile_limit(u64::MAX) {
+        Ok(files) => tracing::debug!(files, "may open files"),
+        Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
+    }
+
+    let listeners = listen::bind(&config.listeners).await?;
+    let metrics = Arc::new(Metrics::new());
+    let shutdown = CancellationToken::new();
+    let router = operations::health(|| async { Ok::<_, Failure>(()) }).layer(
+        axum::middleware::from_fn_with_state(Arc::clone(&metrics), operations::measure),
+    );
+    let measurements = match config.metrics.bind {
+        Some(bind) => {
+            let listener = config::Listener {
+                bind,
+                ..config::Listener::default()
+            };
+            listen::bind(&[listener]).await?
+        }
+        None => Vec::new(),
+    };
+
+    let urls: Vec<_> = listeners.iter().map(|bound| bound.url()).collect();
+    print!("{}", announce(&config, &urls, None));
+
+    tokio::spawn(signals.obey(shutdown.clone(), listeners.clone()));
+    tokio::join!(
+        listen::serve(listeners, router, shutdown.clone()),
+        listen::serve(measurements, operations::metrics(metrics), shutdown),
+    );
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// The signals that a process with a terminal or a supervisor gets. They are
+/// caught from the start, also because the kernel drops those that a process 1
+/// does not catch.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// The first SIGTERM or SIGINT stops the server in good order, the second
+    /// one at once. SIGHUP reads the certificates again.
+    async fn obey(mut self, shutdown: CancellationToken, listeners: Vec<Arc<Bound>>) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => {}
+                _ = self.interrupt.recv() => {}
+                _ = self.hang_up.recv() => {
+                    reload(&listeners);
+                    continue;
+                }
+            }
+            if shutdown.is_cancelled() {
+                tracing::warn!("stopping without waiting");
+                std::process::exit(1);
+            }
+            tracing::info!("stopping");
+            shutdown.cancel();
+        }
+    }
+}
+
+fn reload(listeners: &[Arc<Bound>]) {
+    for bound in listeners {
+        match bound.reload() {
+            Ok(()) => tracing::info!(address = %bound.address(), "read the certificate again"),
+            Err(error) => tracing::error!(%error, "kept the old certificate"),
+        }
+    }
+}
+
+/// Asks for a password twice, or takes the first line of standard input.
+fn read_password() -> Result<String, Failure> {
+    let password = if io::stdin().is_terminal() {
+        let password = rpassword::prompt_password("Password: ")?;
+        if password != rpassword::prompt_password("Once more: ")? {
+            return Err("the passwords differ".into());
+        }
+        password
+    } else {
+        let mut line = String::new();
+        io::stdin().lock().read_line(&mut line)?;
+        line.trim_end_matches(['\n', '\r']).to_owned()
+    };
+    if password.is_empty() {
+        return Err("the password is empty".into());
+    }
+    Ok(password)
+}
+
+/// Makes an account.
+fn create_user(_config: &Config, name: &str, _password: &str, _admin: bool) -> Result<(), Failure> {
+    Err(format!("cannot make `{name}`: this version has no accounts yet").into())
+}

@@ -1,0 +1,218 @@
+//! The program as a process: its commands, its signals, its exit codes.
+
+use std::{
+    env,
+    io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpStream},
+    process::{Child, Command, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+fn homing(folder: &tempfile::TempDir) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_homing"));
+    let inherited = env::vars_os().map(|(name, _)| name);
+    for name in inherited.filter(|name| name.to_string_lossy().starts_with("HOMING_")) {
+        command.env_remove(name);
+    }
+    command.current_dir(folder);
+    command.stdin(Stdio::null());
+    command.stdout(Stdio::piped());
+    command.stderr(Stdio::piped());
+    command
+}
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+fn text(output: &[u8]) -> &str {
+    std::str::from_utf8(output).unwrap()
+}
+
+/// A running server, which is killed when the test ends early.
+struct Server {
+    process: Child,
+    address: SocketAddr,
+    output: BufReader<std::process::ChildStdout>,
+}
+
+impl Server {
+    /// Starts `command` as a server on a free port, and reads from its first
+    /// line which one that is.
+    fn start(command: &mut Command) -> Self {
+        let mut process = command
+            .env("HOMING_LISTENERS__0__BIND", "127.0.0.1:0")
+            .spawn()
+            .unwrap();
+        let mut output = BufReader::new(process.stdout.take().unwrap());
+        let mut line = String::new();
+        output.read_line(&mut line).unwrap();
+        let (_, address) = line.trim().trim_end_matches('.').rsplit_once('/').unwrap();
+        Self {
+            address: address.parse().unwrap(),
+            process,
+            output,
+        }
+    }
+
+    fn get(&self, path: &str) -> String {
+        let mut stream = TcpStream::connect(self.address).unwrap();
+        write!(stream, "GET {path} HTTP/1.0\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    fn signal(&self, name: &str) {
+        let id = self.process.id().to_string();
+        assert!(
+            Command::new("kill")
+                .args([name, &id])
+                .status()
+                .unwrap()
+                .success()
+        );
+    }
+
+    /// Waits for the end of the process: its exit code, and its log.
+    fn end(&mut self) -> (Option<i32>, String) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let status = loop {
+            if let Some(status) = self.process.try_wait().unwrap() {
+                break status;
+            }
+            assert!(Instant::now() < deadline, "the server does not end");
+            thread::sleep(Duration::from_millis(5));
+        };
+        let mut log = String::new();
+        let mut errors = self.process.stderr.take().unwrap();
+        errors.read_to_string(&mut log).unwrap();
+        (status.code(), log)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn signals_end_the_server_in_good_order() {
+    for signal in ["-TERM", "-INT"] {
+        let folder = folder();
+        let mut server = Server::start(&mut homing(&folder));
+        assert!(server.get("/health").starts_with("HTTP/1.0 200"));
+        let idle = TcpStream::connect(server.address).unwrap();
+        server.signal(signal);
+        let (code, log) = server.end();
+        assert_eq!(code, Some(0), "{signal}: {log}");
+        assert!(log.contains("stopped"), "{signal}: {log}");
+        assert!(TcpStream::connect(server.address).is_err());
+        drop(idle);
+    }
+}
+
+#[test]
+fn start_without_settings_says_where_it_listens() {
+    let folder = folder();
+    let mut server = Server::start(&mut homing(&folder));
+    server.signal("-TERM");
+    server.end();
+    let mut rest = String::new();
+    server.output.read_to_string(&mut rest).unwrap();
+    assert!(
+        rest.contains(&format!("http://{}", server.address)),
+        "{rest}"
+    );
+}
+
+#[test]
+fn metrics_have_a_listener_of_their_own() {
+    // A port that was free a moment ago is the best that can be had here.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let bind = free.local_addr().unwrap();
+    drop(free);
+    let folder = folder();
+    let mut command = homing(&folder);
+    command.env("HOMING_METRICS__BIND", bind.to_string());
+    let mut server = Server::start(&mut command);
+    server.get("/health");
+    assert!(server.get("/metrics").starts_with("HTTP/1.0 404"));
+
+    let public = std::mem::replace(&mut server.address, bind);
+    let measured = server.get("/metrics");
+    assert!(
+        measured.contains(r#"path="/health",status="200"} 1"#),
+        "{measured}"
+    );
+    server.address = public;
+    server.signal("-TERM");
+    assert_eq!(server.end().0, Some(0));
+}
+
+#[test]
+fn log_can_be_json() {
+    let folder = folder();
+    let mut command = homing(&folder);
+    command.arg("serve").env("HOMING_LOGGING__FORMAT", "json");
+    let mut server = Server::start(&mut command);
+    server.signal("-TERM");
+    let (_, log) = server.end();
+    for line in log.lines() {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert!(line["message"].is_string(), "{line}");
+    }
+    assert!(log.contains("stopped"), "{log}");
+}
+
+fn run(command: &mut Command) -> Output {
+    command.output().unwrap()
+}
+
+#[test]
+fn generated_configuration_can_be_used() {
+    let folder = folder();
+    let generated = run(homing(&folder).arg("generate-config"));
+    assert!(generated.status.success());
+    std::fs::write(folder.path().join("homing.toml"), generated.stdout).unwrap();
+    let checked = run(homing(&folder).args(["check-config", "--config", "homing.toml"]));
+    assert!(checked.status.success(), "{}", text(&checked.stderr));
+}
+
+#[test]
+fn bad_settings_stop_every_command_that_needs_them() {
+    let folder = folder();
+    std::fs::write(folder.path().join("bad.toml"), "sever_name = \"x\"\n").unwrap();
+    for command in ["serve", "check-config"] {
+        let output = run(homing(&folder).args(["--config", "bad.toml", command]));
+        assert_eq!(output.status.code(), Some(1));
+        let error = text(&output.stderr);
+        assert!(
+            error.contains("bad.toml") && error.contains("sever_name"),
+            "{error}"
+        );
+
+        let output = run(homing(&folder).arg(command).env("HOMING_MEDIA__X", "1"));
+        assert_eq!(output.status.code(), Some(1));
+        assert!(text(&output.stderr).contains("HOMING_MEDIA__X"));
+    }
+
+    let tls = "[[listeners]]\ntls = true\ncert = \"none.pem\"\nkey = \"none.pem\"\n";
+    std::fs::write(folder.path().join("tls.toml"), tls).unwrap();
+    let output = run(homing(&folder)
+        .arg("check-config")
+        .env("HOMING_CONFIG", "tls.toml"));
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("none.pem"));
+}
+
+#[test]
+fn account_needs_a_password() {
+    let folder = folder();
+    let output = run(homing(&folder).args(["create-user", "alice"]));
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("password"));
+}
