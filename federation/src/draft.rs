@@ -113,36 +113,20 @@ impl Draft {
         let kind = TimelineEventType::from(self.event_type.as_str());
         self.check(&kind, rules)?;
 
-        let redacts = self.redacts.take();
-        let top_level_redacts = if rules.redaction.content_field_redacts {
-            if let Some(event_id) = &redacts {
-                let value = CanonicalJsonValue::String(event_id.to_string());
-                self.content.insert("redacts".to_owned(), value);
-            }
-            None
-        } else {
-            redacts.as_deref()
-        };
-        let depth = self.depth.min(MAX_DEPTH);
+        self.depth = self.depth.min(MAX_DEPTH);
+        let mut top_level_redacts = self.redacts.clone();
+        if rules.redaction.content_field_redacts
+            && let Some(event_id) = top_level_redacts.take()
+        {
+            let value = CanonicalJsonValue::String(event_id.to_string());
+            self.content.insert("redacts".to_owned(), value);
+        }
 
         let content = to_raw_value(&self.content).map_err(unserializable)?;
         redact_content_in_place(&mut self.content, &rules.redaction, &self.event_type);
         let redacted_content = to_raw_value(&self.content).map_err(unserializable)?;
 
-        let mut form = Form {
-            auth_events: &self.auth_events,
-            content: &content,
-            depth,
-            hashes: None,
-            origin_server_ts: self.origin_server_ts,
-            prev_events: &self.prev_events,
-            redacts: top_level_redacts,
-            room_id: self.room_id.as_deref(),
-            sender: &self.sender,
-            signatures: None,
-            state_key: self.state_key.as_deref(),
-            event_type: &self.event_type,
-        };
+        let mut form = self.form(&content, top_level_redacts.as_deref());
         let unsigned = serde_json::to_vec(&form).map_err(unserializable)?;
         let content_hash = BASE64_STANDARD_NO_PAD.encode(Sha256::digest(&unsigned));
         form.hashes = Some(Hashes {
@@ -179,14 +163,32 @@ impl Draft {
             state_key: self.state_key.map(Into::into),
             content,
             origin_server_ts: self.origin_server_ts,
-            depth,
+            depth: self.depth,
             prev_events: self.prev_events.into(),
             auth_events: self.auth_events.into(),
-            redacts,
+            redacts: self.redacts,
             rejected: false,
             json: json.into(),
             has_room_id,
         })
+    }
+
+    /// The JSON to be, without hashes and signatures.
+    fn form<'a>(&'a self, content: &'a RawValue, redacts: Option<&'a EventId>) -> Form<'a> {
+        Form {
+            auth_events: &self.auth_events,
+            content,
+            depth: self.depth,
+            hashes: None,
+            origin_server_ts: self.origin_server_ts,
+            prev_events: &self.prev_events,
+            redacts,
+            room_id: self.room_id.as_deref(),
+            sender: &self.sender,
+            signatures: None,
+            state_key: self.state_key.as_deref(),
+            event_type: &self.event_type,
+        }
     }
 
     /// Checks what can be checked before anything is serialized.

@@ -12,7 +12,7 @@ use base64::{
     },
 };
 use ed25519_dalek::Signer;
-use rand::{CryptoRng, Rng, distr::Alphanumeric};
+use rand::{CryptoRng, RngExt, distr::Alphanumeric};
 use ruma::{
     CanonicalJsonObject, ServerName, SigningKeyAlgorithm, SigningKeyId,
     signatures::{KeyPair, Signature, sign_json},

@@ -4,15 +4,15 @@
 //! how an event is built, hashed, signed, redacted and authorized. It has no database, no web
 //! server and no clock; everything it needs is an argument, and its tests are tables.
 //!
-//! | Module           | What it knows                                                        |
-//! |------------------|----------------------------------------------------------------------|
-//! | [`room_version`] | which room versions exist here and which rules each one has          |
-//! | [`json`]         | reading JSON from a client as strictly as canonical JSON asks        |
-//! | [`event`]        | [`Pdu`](event::Pdu), a parsed event, and its redacted form           |
-//! | [`draft`]        | [`Draft`](draft::Draft), an event to be, and how it is hashed and signed |
-//! | [`auth`]         | which auth events an event names, and whether it is allowed          |
-//! | [`keys`]         | the server's signing key and its file format                         |
-//! | [`error`]        | what can go wrong                                                    |
+//! | Module           | What it knows                                                 |
+//! |------------------|---------------------------------------------------------------|
+//! | [`room_version`] | which room versions exist here and which rules each one has   |
+//! | [`json`]         | reading JSON from a client as strictly as canonical JSON asks |
+//! | [`event`]        | [`Pdu`], a parsed event, and its redacted form                |
+//! | [`draft`]        | [`Draft`], an event to be, and how it is hashed and signed    |
+//! | [`mod@auth`]     | which auth events an event names, and whether it is allowed   |
+//! | [`keys`]         | the server's signing key and its file format                  |
+//! | [`mod@error`]    | what can go wrong                                             |
 //!
 //! [spec]: https://spec.matrix.org/v1.19/server-server-api/
 

@@ -1,4 +1,7 @@
-use homing_federation::{Error, json::MAX_NESTING, strict_json};
+use homing_federation::{Error, Pdu, json::MAX_NESTING, redact, room_version, strict_json};
+use ruma::{RoomVersionId, server_name};
+
+use crate::{draft, spec_key};
 
 #[test]
 fn accepted() {
@@ -94,4 +97,20 @@ fn nesting_is_limited() {
             assert!(matches!(error, Error::BadJson(_)), "{levels}: {error}");
         }
     }
+}
+
+/// An event is one level deeper than its content, and all that reads it stops at 128 levels.
+#[test]
+fn the_deepest_content_makes_a_readable_event() {
+    let levels = MAX_NESTING - 1;
+    let json = format!("{{\"a\":{}{}}}", "[".repeat(levels), "]".repeat(levels));
+    let rules = room_version::rules(&RoomVersionId::V12).unwrap();
+    let mut draft = draft("X", serde_json::json!({}));
+    draft.content = strict_json(json.as_bytes()).unwrap();
+    let pdu = draft
+        .sign(rules, server_name!("domain"), &spec_key())
+        .unwrap();
+    let read = Pdu::from_canonical(pdu.event_id.clone(), pdu.json.clone(), rules).unwrap();
+    read.content_as::<serde_json::Value>().unwrap();
+    redact(&read, rules).unwrap();
 }
