@@ -72,7 +72,8 @@ fn check_listener(index: usize, listener: &Listener) -> Result<(), Problem> {
     let key = |name| format!("listeners.{index}.{name}");
     for (name, file) in [("cert", &listener.cert), ("key", &listener.key)] {
         if listener.tls {
-            require(file.is_some(), key(name), "is needed for TLS")?;
+            let message = format!("is true, but `{name}` is not set");
+            require(file.is_some(), key("tls"), &message)?;
         } else {
             require(file.is_none(), key(name), "is set, but `tls` is false")?;
         }

@@ -140,7 +140,10 @@ const BAD_FILES: &[(&str, &[&str])] = &[
     ("data_dir = ''", &["`data_dir`"]),
     ("listeners = []", &["`listeners`"]),
     ("[[listeners]]\nbind = '8008'", &["bind", "line 2"]),
-    ("[[listeners]]\ntls = true", &["`listeners.0.cert`"]),
+    (
+        "[[listeners]]\ntls = true",
+        &["`listeners.0.tls`", "`cert`"],
+    ),
     ("[[listeners]]\nkey = 'k'", &["`listeners.0.key`"]),
     (
         "[[listeners]]\nmax_connections = 0",
@@ -250,6 +253,7 @@ const BAD_VARIABLES: &[(&str, &str, &str)] = &[
     ),
     ("HOMING_REGISTRATION__SHARED_SECRET", "", "empty"),
     ("HOMING_LISTENERS__2__TLS", "true", "element 1"),
+    ("HOMING_LISTENERS__0__TLS", "true", "`listeners.0.tls`"),
     ("HOMING_LISTENERS__0__KEY", "k", "`listeners.0.key`"),
 ];
 
