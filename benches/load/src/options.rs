@@ -59,18 +59,12 @@ pub struct Options {
     /// Messages in each of those rooms.
     #[arg(long, default_value_t = 10)]
     pub initial_messages: usize,
-    /// Initial syncs of `sync_initial`.
-    #[arg(long, default_value_t = 10)]
-    pub initial_syncs: usize,
     /// Rooms of each account of `sync_idle`.
     #[arg(long, default_value_t = 10)]
     pub idle_rooms: usize,
     /// Messages that `messages_walk` walks back through.
     #[arg(long, default_value_t = 10_000)]
     pub walk_messages: usize,
-    /// Walks of `messages_walk`.
-    #[arg(long, default_value_t = 3)]
-    pub walks: usize,
     /// Accounts of `memory_sleeping`, each asleep in a sync.
     #[arg(long, default_value_t = 2_000)]
     pub sleepers: usize,

@@ -20,7 +20,7 @@ pub async fn initial(bench: &Arc<Bench>, name: &str) -> Result<()> {
     let latencies = Latencies::default();
     let measurement = Measurement::start(bench);
     let mut more = json!({});
-    for _ in 0..bench.options.initial_syncs {
+    while latencies.count() < 3 || measurement.elapsed() < bench.options.duration() {
         // A filter that was never asked for before, so that no stored answer is given.
         let filter = json!({"room": {"timeline": {"limit": 20}}, "account_data": {"not_types": [bench.unique()]}});
         let path = format!(
@@ -124,7 +124,7 @@ pub async fn walk(bench: &Arc<Bench>, name: &str) -> Result<()> {
     let latencies = Latencies::default();
     let measurement = Measurement::start(bench);
     let mut events = 0;
-    for _ in 0..bench.options.walks {
+    while events == 0 || measurement.elapsed() < bench.options.duration() {
         let mut from: Option<String> = None;
         let before = events;
         loop {
