@@ -1,7 +1,25 @@
 //! Homing, a Matrix homeserver.
+//!
+//! The map of the house is in `ARCHITECTURE.md`. A request comes in through [`listen`] and [`http`], is answered by a
+//! handler in [`client_server`], which asks the rules in [`room`] and [`sync`]; what changes goes through the [`log`]
+//! into [`storage`], and from there over the [`bus`] to whoever waits for it.
 
 pub mod announcement;
+pub mod app;
+pub mod auth;
+pub mod bus;
+pub mod client_server;
+pub mod clock;
 pub mod config;
+pub mod error;
+pub mod http;
 pub mod listen;
+pub mod log;
+pub mod names;
 pub mod operations;
+pub mod rooms;
+pub mod server;
+pub mod storage;
 pub mod telemetry;
+
+pub use server::Server;

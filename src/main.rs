@@ -10,11 +10,11 @@ use std::{
 
 use clap::{Parser, Subcommand};
 use homing::{
+    Server,
     announcement::announce,
     config::{self, Config},
     listen::{self, Bound},
-    operations,
-    telemetry::{self, Metrics},
+    telemetry,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -102,31 +102,12 @@ async fn serve(config: Config) -> Result<(), Failure> {
         Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
     }
 
-    let listeners = listen::bind(&config.listeners).await?;
-    let metrics = Arc::new(Metrics::new());
-    let shutdown = CancellationToken::new();
-    let router = operations::health(|| async { Ok::<_, Failure>(()) }).layer(
-        axum::middleware::from_fn_with_state(Arc::clone(&metrics), operations::measure),
-    );
-    let measurements = match config.metrics.bind {
-        Some(bind) => {
-            let listener = config::Listener {
-                bind,
-                ..config::Listener::default()
-            };
-            listen::bind(&[listener]).await?
-        }
-        None => Vec::new(),
-    };
+    let server = Server::start(config).await?;
+    let urls: Vec<_> = server.listeners.iter().map(|bound| bound.url()).collect();
+    print!("{}", announce(&server.app.config, &urls, None));
 
-    let urls: Vec<_> = listeners.iter().map(|bound| bound.url()).collect();
-    print!("{}", announce(&config, &urls, None));
-
-    tokio::spawn(signals.obey(shutdown.clone(), listeners.clone()));
-    tokio::join!(
-        listen::serve(listeners, router, shutdown.clone()),
-        listen::serve(measurements, operations::metrics(metrics), shutdown),
-    );
+    tokio::spawn(signals.obey(server.app.shutdown.clone(), server.listeners.clone()));
+    server.ended().await;
     tracing::info!("stopped");
     Ok(())
 }

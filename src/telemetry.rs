@@ -252,3 +252,12 @@ mod tests {
         assert!(metrics.encode().unwrap().contains("homing_sync_waiters 0"));
     }
 }
+
+/// The requests that the server failed at (status 5xx): method, path, status.
+#[must_use]
+pub fn failures(metrics: &Metrics) -> Vec<String> {
+    let text = metrics.encode().unwrap_or_default();
+    let failed =
+        |line: &&str| line.starts_with("homing_requests_total") && line.contains("status=\"5");
+    text.lines().filter(failed).map(str::to_owned).collect()
+}

@@ -1,0 +1,86 @@
+//! The server's parts, as every handler sees them.
+
+use std::sync::Arc;
+
+use homing_federation::SigningKey;
+use ruma::{OwnedServerName, RoomId, ServerName, UserId};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    auth::Sessions,
+    bus::Bus,
+    clock::Clock,
+    config::Config,
+    error::{Error, Result},
+    log::Log,
+    names::Names,
+    rooms::{Room, Rooms},
+    storage::{Db, Pos, UserNid},
+    telemetry::Metrics,
+};
+
+/// One running server. Two of them can live in one process.
+#[derive(Debug)]
+pub struct App {
+    /// The settings.
+    pub config: Config,
+    /// The name that its users have behind the colon.
+    pub server_name: OwnedServerName,
+    /// The database, to read.
+    pub db: Db,
+    /// The log, to write.
+    pub log: Log,
+    /// Ids and their integers.
+    pub names: Names,
+    /// The rooms in memory.
+    pub rooms: Arc<Rooms>,
+    /// Who is connected.
+    pub bus: Arc<Bus>,
+    /// The sessions in memory.
+    pub sessions: Sessions,
+    /// The key that signs events.
+    pub signing_key: SigningKey,
+    /// The time.
+    pub clock: Clock,
+    /// What is measured.
+    pub metrics: Arc<Metrics>,
+    /// Cancelled when the server is to end.
+    pub shutdown: CancellationToken,
+}
+
+impl App {
+    /// The room with this id.
+    ///
+    /// # Errors
+    /// `M_NOT_FOUND` if this server does not know it.
+    pub async fn room(&self, id: &RoomId) -> Result<Arc<Room>> {
+        let room = self.rooms.by_id(&self.db, || self.log.head(), id).await?;
+        room.ok_or_else(|| Error::not_found(format!("there is no room {id} here")))
+    }
+
+    /// The nid of a user, given now if it must be.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn user(&self, id: &UserId) -> Result<UserNid> {
+        self.names.user(&self.db, &self.log, id).await
+    }
+
+    /// The newest position that readers may rely on.
+    #[must_use]
+    pub fn head(&self) -> Pos {
+        self.log.head()
+    }
+
+    /// Whether the user's account is (or would be) here.
+    #[must_use]
+    pub fn is_local(&self, user: &UserId) -> bool {
+        user.server_name() == self.name()
+    }
+
+    /// The name of this server.
+    #[must_use]
+    pub fn name(&self) -> &ServerName {
+        &self.server_name
+    }
+}

@@ -1,0 +1,188 @@
+//! Who is asking: access tokens and the sessions they stand for.
+
+use std::{future::Future, sync::Arc};
+
+use http::request::Parts;
+use quick_cache::sync::Cache;
+use ruma::{
+    OwnedDeviceId, OwnedUserId,
+    api::auth_scheme::{
+        AccessToken, AccessTokenOptional, AppserviceToken, AppserviceTokenOptional, AuthScheme,
+        NoAccessToken, NoAuthentication,
+    },
+};
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    app::App,
+    error::{Error, Result},
+    storage::{self, DeviceNid, UserNid},
+};
+
+/// How many sessions are kept in memory.
+const CACHED_SESSIONS: usize = 50_000;
+
+/// The local user, on one of their devices, that a request comes from.
+#[derive(Clone, Debug)]
+pub struct Requester {
+    /// The user's id.
+    pub user_id: OwnedUserId,
+    /// The user.
+    pub user: UserNid,
+    /// The device's id.
+    pub device_id: OwnedDeviceId,
+    /// The device.
+    pub device: DeviceNid,
+    /// Whether the user may use the admin API.
+    pub is_admin: bool,
+    /// Whether the user is a guest.
+    pub is_guest: bool,
+    /// The hash of the access token that was used.
+    pub token: TokenHash,
+    /// When that token ends, in milliseconds since 1970.
+    expires: Option<i64>,
+}
+
+/// The SHA-256 of an access token: all that is kept of it.
+pub type TokenHash = [u8; 32];
+
+/// The hash under which a token is kept.
+#[must_use]
+pub fn hash_token(token: &str) -> TokenHash {
+    Sha256::digest(token.as_bytes()).into()
+}
+
+/// Sessions in memory, by token.
+#[derive(Debug)]
+pub struct Sessions(Cache<TokenHash, Arc<Requester>>);
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self(Cache::new(CACHED_SESSIONS))
+    }
+}
+
+impl Sessions {
+    /// Forgets the sessions that `ended` chooses. To be called after their tokens are gone from the database, before
+    /// the one who ended them is answered.
+    pub fn forget(&self, ended: impl Fn(&Requester) -> bool) {
+        self.0.retain(|_, requester| !ended(requester));
+    }
+}
+
+/// The requester that an access token stands for.
+///
+/// # Errors
+/// `M_UNKNOWN_TOKEN`, with `soft_logout` if the token has only expired.
+pub async fn requester(app: &App, token: &str) -> Result<Arc<Requester>> {
+    let hash = hash_token(token);
+    let requester = match app.sessions.0.get(&hash) {
+        Some(requester) => requester,
+        None => {
+            let Some(session) = storage::sessions::by_token(&app.db, &hash).await? else {
+                return Err(Error::unknown_token(false));
+            };
+            let requester = Arc::new(Requester {
+                user_id: OwnedUserId::try_from(session.user_id).map_err(Error::internal)?,
+                user: session.user_nid,
+                device_id: session.device_id.into(),
+                device: session.device_nid,
+                is_admin: session.is_admin,
+                is_guest: session.is_guest,
+                token: hash,
+                expires: session.expires,
+            });
+            app.sessions.0.insert(hash, Arc::clone(&requester));
+            requester
+        }
+    };
+    if requester
+        .expires
+        .is_some_and(|expires| expires <= app.clock.now())
+    {
+        return Err(Error::unknown_token(true));
+    }
+    Ok(requester)
+}
+
+/// A way of authentication that ruma's metadata names, and what it tells of the requester.
+pub trait Authenticate: AuthScheme {
+    /// What is known of the requester.
+    type Who: Send + std::fmt::Debug;
+
+    /// Finds out who sent the request.
+    fn authenticate(app: &App, parts: &Parts) -> impl Future<Output = Result<Self::Who>> + Send;
+}
+
+impl Authenticate for NoAuthentication {
+    type Who = ();
+
+    async fn authenticate(_: &App, _: &Parts) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl Authenticate for NoAccessToken {
+    type Who = ();
+
+    async fn authenticate(_: &App, _: &Parts) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl Authenticate for AccessToken {
+    type Who = Arc<Requester>;
+
+    async fn authenticate(app: &App, parts: &Parts) -> Result<Arc<Requester>> {
+        match token::<AccessTokenOptional>(parts)? {
+            Some(token) => requester(app, &token).await,
+            None => Err(Error::missing_token("an access token is needed")),
+        }
+    }
+}
+
+impl Authenticate for AccessTokenOptional {
+    type Who = Option<Arc<Requester>>;
+
+    async fn authenticate(app: &App, parts: &Parts) -> Result<Option<Arc<Requester>>> {
+        match token::<AccessTokenOptional>(parts)? {
+            Some(token) => requester(app, &token).await.map(Some),
+            None => Ok(None),
+        }
+    }
+}
+
+impl Authenticate for AppserviceToken {
+    type Who = ();
+
+    /// No application service is registered here, so no token is one of theirs.
+    async fn authenticate(_: &App, parts: &Parts) -> Result<()> {
+        match token::<AccessTokenOptional>(parts)? {
+            Some(_) => Err(Error::unknown_token(false)),
+            None => Err(Error::missing_token("an access token is needed")),
+        }
+    }
+}
+
+impl Authenticate for AppserviceTokenOptional {
+    type Who = ();
+
+    async fn authenticate(_: &App, _: &Parts) -> Result<()> {
+        Ok(())
+    }
+}
+
+fn token<S>(parts: &Parts) -> Result<Option<String>>
+where
+    S: AuthScheme<Output = Option<String>>,
+{
+    let mut request = http::Request::new(());
+    *request.uri_mut() = parts.uri.clone();
+    if let Some(value) = parts.headers.get(http::header::AUTHORIZATION) {
+        request
+            .headers_mut()
+            .insert(http::header::AUTHORIZATION, value.clone());
+    }
+    S::extract_authentication(&request)
+        .map_err(|_| Error::missing_token("the access token cannot be read"))
+}

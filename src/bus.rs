@@ -1,0 +1,299 @@
+//! What a commit means to those who are connected: which users it concerns, and waking them.
+//!
+//! Each user who syncs has a [`Feed`]: their memberships, what they have read, and which rooms have news since when. It
+//! answers "what is new for me?" without a query and without a look at the rooms that are quiet.
+
+mod feed;
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use crate::{
+    error::Result,
+    log::{Committed, Log},
+    names::Key,
+    rooms::{Room, Rooms},
+    storage::{
+        self, Db, Event, Member, Membership, Pos, Position, ReadMarker, Receipt, RoomNid, UserNid,
+        highlights::Highlight, rooms::HeadRow,
+    },
+};
+pub use feed::{Feed, FeedState};
+
+/// How long a feed outlives its last use.
+const FEED_IDLE: Duration = Duration::from_mins(10);
+
+/// What memory learns from a change once it is committed.
+#[derive(Debug)]
+pub enum Effect {
+    /// A room was created.
+    Room(Arc<Room>),
+    /// An event has come into a room; with its key if it is current state now.
+    Event {
+        /// The room.
+        room: Arc<Room>,
+        /// The event; `at` is its position.
+        event: Event,
+        /// Its type and state key.
+        key: Option<Key>,
+        /// Its position.
+        at: Position,
+    },
+    /// A room stands here now.
+    Head {
+        /// The room.
+        room: Arc<Room>,
+        /// Where it stands.
+        row: HeadRow,
+        /// The position of its newest event.
+        at: Position,
+        /// The counts of threads that changed.
+        threads: Vec<(storage::EventNid, i64)>,
+    },
+    /// Somebody is something else to a room now.
+    Member {
+        /// The room.
+        room: Arc<Room>,
+        /// The member; `at` is the position.
+        member: Member,
+        /// The position of the member event.
+        at: Position,
+    },
+    /// A user has forgotten a room.
+    Forgotten {
+        /// The room.
+        room: RoomNid,
+        /// The user.
+        user: UserNid,
+    },
+    /// An event was redacted; this is what remains of it.
+    Redacted {
+        /// The room.
+        room: Arc<Room>,
+        /// The redacted event.
+        event: Arc<Event>,
+    },
+    /// Somebody has read something.
+    Receipt {
+        /// The room.
+        room: Arc<Room>,
+        /// The receipt; `at` is its position.
+        receipt: Receipt,
+        /// Its position.
+        at: Position,
+    },
+    /// A user's counts start here now.
+    Marker {
+        /// The user.
+        user: UserNid,
+        /// The room.
+        room: RoomNid,
+        /// The thread; 0 for what is in none.
+        thread: i64,
+        /// Where.
+        marker: ReadMarker,
+    },
+    /// An event counts otherwise for a user than for most.
+    Highlight(Highlight, Position),
+    /// Something that is the user's own has changed: account data, push rules, tags.
+    Own {
+        /// The user.
+        user: UserNid,
+        /// The position of the change.
+        at: Position,
+    },
+}
+
+/// All that are connected.
+#[derive(Debug, Default)]
+pub struct Bus {
+    feeds: RwLock<HashMap<UserNid, Arc<Feed>>>,
+    /// Counts changes of what only memory knows: typing and presence.
+    ephemeral: AtomicU64,
+}
+
+impl Bus {
+    /// The feed of a user, made if there is none.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn feed(&self, db: &Db, log: &Log, user: UserNid) -> Result<Arc<Feed>> {
+        let feed = self.find(user).unwrap_or_else(|| {
+            let mut feeds = self.feeds.write().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(
+                feeds
+                    .entry(user)
+                    .or_insert_with(|| Arc::new(Feed::new(user, log.head()))),
+            )
+        });
+        feed.load(db).await?;
+        Ok(feed)
+    }
+
+    /// The feed of a user, if there is one.
+    #[must_use]
+    pub fn find(&self, user: UserNid) -> Option<Arc<Feed>> {
+        self.feeds
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&user)
+            .cloned()
+    }
+
+    /// How many users have a feed.
+    #[must_use]
+    pub fn feeds(&self) -> usize {
+        self.feeds
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
+    }
+
+    /// Drops the feeds that nobody has used for long.
+    pub fn drop_idle(&self) {
+        let now = Instant::now();
+        let mut feeds = self.feeds.write().unwrap_or_else(PoisonError::into_inner);
+        feeds.retain(|_, feed| Arc::strong_count(feed) > 1 || feed.used_within(now, FEED_IDLE));
+    }
+
+    /// Calls `tell` for each of `users` who has a feed, and wakes them.
+    fn each(&self, users: &HashMap<UserNid, Option<Arc<str>>>, tell: impl Fn(&mut FeedState)) {
+        let feeds = self.feeds.read().unwrap_or_else(PoisonError::into_inner);
+        if users.len() < feeds.len() {
+            for feed in users.keys().filter_map(|user| feeds.get(user)) {
+                feed.tell(&tell);
+            }
+        } else {
+            for feed in feeds.values().filter(|feed| users.contains_key(&feed.user)) {
+                feed.tell(&tell);
+            }
+        }
+    }
+
+    fn one(&self, user: UserNid, tell: impl Fn(&mut FeedState)) {
+        if let Some(feed) = self.find(user) {
+            feed.tell(tell);
+        }
+    }
+
+    /// The newest change of what only memory knows.
+    #[must_use]
+    pub fn ephemeral(&self) -> u64 {
+        self.ephemeral.load(Ordering::Acquire)
+    }
+
+    /// Tells the joined users of a room that somebody has begun or ended typing.
+    pub fn typing(&self, room: &Room) {
+        let at = self.ephemeral.fetch_add(1, Ordering::AcqRel) + 1;
+        self.each(&room.seen().local, |feed| feed.typing_changed(room.nid, at));
+    }
+
+    /// Tells `watchers` that the presence of `user` has changed.
+    pub fn presence(&self, user: UserNid, watchers: impl IntoIterator<Item = UserNid>) {
+        let at = self.ephemeral.fetch_add(1, Ordering::AcqRel) + 1;
+        for watcher in watchers {
+            self.one(watcher, |feed| feed.presence_changed(user, at));
+        }
+    }
+
+    /// Brings memory up to a commit and wakes those whom it concerns.
+    pub(crate) fn apply(&self, rooms: &Rooms, committed: Committed) {
+        for (first, effects) in committed.changes {
+            for effect in effects {
+                self.apply_one(rooms, first, effect);
+            }
+        }
+    }
+
+    fn apply_one(&self, rooms: &Rooms, first: Pos, effect: Effect) {
+        match effect {
+            Effect::Room(room) => rooms.keep(&room),
+            Effect::Event {
+                room,
+                mut event,
+                key,
+                at,
+            } => {
+                let pos = at.after(first);
+                (event.pos, event.ord) = (Some(pos), pos);
+                let event = Arc::new(event);
+                let mut seen = room.seen_mut();
+                if let Some(key) = key {
+                    seen.set_state(key, Arc::clone(&event));
+                }
+                seen.add_event(event);
+                self.each(&seen.local, |feed| feed.room_changed(room.nid, pos));
+            }
+            Effect::Head {
+                room,
+                row,
+                at,
+                threads,
+            } => {
+                let mut seen = room.seen_mut();
+                seen.version = row.version;
+                seen.joined_count = row.joined_count;
+                seen.invited_count = row.invited_count;
+                seen.unread_idx = row.unread_idx;
+                if row.is_news {
+                    seen.bump_pos = at.after(first);
+                }
+                seen.threads.extend(threads);
+            }
+            Effect::Member {
+                room,
+                mut member,
+                at,
+            } => {
+                member.pos = at.after(first);
+                if member.is_local {
+                    let mut seen = room.seen_mut();
+                    if member.membership == Membership::Join {
+                        seen.local
+                            .insert(member.user, member.display_name.as_deref().map(Into::into));
+                    } else {
+                        seen.local.remove(&member.user);
+                    }
+                    drop(seen);
+                    self.one(member.user, |feed| feed.member_changed(&member));
+                }
+            }
+            Effect::Forgotten { room, user } => self.one(user, |feed| feed.forgotten(room)),
+            Effect::Redacted { room, event } => room.seen_mut().replace_event(&event),
+            Effect::Receipt {
+                room,
+                mut receipt,
+                at,
+            } => {
+                receipt.pos = at.after(first);
+                let (pos, user, kind) = (receipt.pos, receipt.user, receipt.kind);
+                let mut seen = room.seen_mut();
+                seen.add_receipt(receipt);
+                if kind == storage::ReceiptKind::ReadPrivate {
+                    self.one(user, |feed| feed.room_changed(room.nid, pos));
+                } else {
+                    self.each(&seen.local, |feed| feed.room_changed(room.nid, pos));
+                }
+            }
+            Effect::Marker {
+                user,
+                room,
+                thread,
+                marker,
+            } => {
+                self.one(user, |feed| feed.marker_changed(room, thread, marker));
+            }
+            Effect::Highlight(mut highlight, at) => {
+                highlight.pos = at.after(first);
+                self.one(highlight.user, |feed| feed.highlighted(&highlight));
+            }
+            Effect::Own { user, at } => self.one(user, |feed| feed.own_changed(at.after(first))),
+        }
+    }
+}

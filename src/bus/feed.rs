@@ -1,0 +1,183 @@
+//! What is new for one user.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{Notify, OnceCell};
+
+use crate::{
+    error::Result,
+    storage::{
+        self, Db, Member, Membership, Pos, ReadMarker, RoomNid, UserNid,
+        highlights::{self, Highlight},
+    },
+};
+
+/// What memory holds of a user who syncs.
+#[derive(Debug)]
+pub struct Feed {
+    /// The user.
+    pub user: UserNid,
+    /// Wakes the user's sleeping syncs.
+    pub news: Notify,
+    state: Mutex<FeedState>,
+    loaded: OnceCell<()>,
+}
+
+/// The contents of a [`Feed`].
+#[derive(Debug)]
+pub struct FeedState {
+    /// Changes up to here may be missing from `changed` and `own_pos`.
+    pub from: Pos,
+    /// The rooms of the user, apart from forgotten ones.
+    pub memberships: HashMap<RoomNid, Member>,
+    /// Rooms with news since `from`, by the position of the newest.
+    changed: BTreeMap<Pos, RoomNid>,
+    newest: HashMap<RoomNid, Pos>,
+    /// The position of the newest change of what is the user's own.
+    pub own_pos: Pos,
+    /// Rooms in which somebody has begun or ended typing, with the ephemeral count of the newest change.
+    pub typing: HashMap<RoomNid, u64>,
+    /// Users whose presence has changed, likewise.
+    pub presence: HashMap<UserNid, u64>,
+    /// Up to where the user has read, by room and thread (0: none).
+    pub markers: HashMap<(RoomNid, i64), ReadMarker>,
+    /// Where the user's counts differ from most people's, by room.
+    pub highlights: HashMap<RoomNid, Vec<Highlight>>,
+    used: Instant,
+}
+
+impl Feed {
+    pub(super) fn new(user: UserNid, head: Pos) -> Self {
+        Self {
+            user,
+            news: Notify::new(),
+            state: Mutex::new(FeedState {
+                from: head,
+                memberships: HashMap::new(),
+                changed: BTreeMap::new(),
+                newest: HashMap::new(),
+                own_pos: 0,
+                typing: HashMap::new(),
+                presence: HashMap::new(),
+                markers: HashMap::new(),
+                highlights: HashMap::new(),
+                used: Instant::now(),
+            }),
+            loaded: OnceCell::new(),
+        }
+    }
+
+    /// What is known now. Not to be held across an await.
+    pub fn state(&self) -> MutexGuard<'_, FeedState> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.used = Instant::now();
+        state
+    }
+
+    /// Reads what the database knows, once. Changes that are committed meanwhile are newer than what is read.
+    pub(super) async fn load(&self, db: &Db) -> Result<()> {
+        self.loaded
+            .get_or_try_init(async || {
+                let members = storage::members::of_user(db, self.user).await?;
+                let markers = storage::receipts::markers(db, self.user).await?;
+                let highlights = highlights::of_user(db, self.user).await?;
+                let mut state = self.state();
+                for member in members {
+                    let known = state.memberships.get(&member.room).map(|known| known.pos);
+                    if known.is_none_or(|known| known < member.pos) {
+                        state.memberships.insert(member.room, member);
+                    }
+                }
+                for (room, thread, marker) in markers {
+                    state.markers.entry((room, thread)).or_insert(marker);
+                }
+                for highlight in highlights {
+                    state.add_highlight(&highlight);
+                }
+                Ok(())
+            })
+            .await
+            .copied()
+    }
+
+    pub(super) fn tell(&self, tell: impl Fn(&mut FeedState)) {
+        tell(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+        self.news.notify_waiters();
+    }
+
+    pub(super) fn used_within(&self, now: Instant, time: Duration) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        now.duration_since(state.used) < time
+    }
+}
+
+impl FeedState {
+    /// The rooms with news after `since`, oldest news first. Only complete for `since >= from`.
+    pub fn changed_since(&self, since: Pos) -> impl Iterator<Item = RoomNid> {
+        self.changed.range(since + 1..).map(|(_, room)| *room)
+    }
+
+    /// Whether anything that is committed has news for the user after `since`.
+    #[must_use]
+    pub fn has_news(&self, since: Pos) -> bool {
+        self.own_pos > since
+            || self
+                .changed
+                .last_key_value()
+                .is_some_and(|(pos, _)| *pos > since)
+    }
+
+    pub(super) fn room_changed(&mut self, room: RoomNid, pos: Pos) {
+        if let Some(before) = self.newest.insert(room, pos) {
+            self.changed.remove(&before);
+        }
+        self.changed.insert(pos, room);
+    }
+
+    pub(super) fn member_changed(&mut self, member: &Member) {
+        self.room_changed(member.room, member.pos);
+        if member.membership != Membership::Join {
+            self.typing.remove(&member.room);
+        }
+        self.memberships.insert(member.room, member.clone());
+    }
+
+    pub(super) fn forgotten(&mut self, room: RoomNid) {
+        self.memberships.remove(&room);
+        self.highlights.remove(&room);
+    }
+
+    pub(super) fn typing_changed(&mut self, room: RoomNid, at: u64) {
+        self.typing.insert(room, at);
+    }
+
+    pub(super) fn presence_changed(&mut self, user: UserNid, at: u64) {
+        self.presence.insert(user, at);
+    }
+
+    pub(super) fn marker_changed(&mut self, room: RoomNid, thread: i64, marker: ReadMarker) {
+        self.markers.insert((room, thread), marker);
+        if let Some(highlights) = self.highlights.get_mut(&room) {
+            highlights.retain(|highlight| highlight.thread != thread || highlight.pos > marker.pos);
+        }
+    }
+
+    pub(super) fn highlighted(&mut self, highlight: &Highlight) {
+        self.add_highlight(highlight);
+    }
+
+    fn add_highlight(&mut self, highlight: &Highlight) {
+        let known = self.highlights.entry(highlight.room).or_default();
+        if known.iter().all(|other| other.pos != highlight.pos) {
+            known.push(highlight.clone());
+        }
+    }
+
+    pub(super) fn own_changed(&mut self, pos: Pos) {
+        self.own_pos = self.own_pos.max(pos);
+    }
+}

@@ -1,0 +1,34 @@
+//! The time, as an argument: tests can set it forward.
+
+use std::{
+    sync::atomic::{AtomicI64, Ordering},
+    time::Duration,
+};
+
+use ruma::{MilliSecondsSinceUnixEpoch, UInt};
+
+/// The system's clock, and how far it is set forward.
+#[derive(Debug, Default)]
+pub struct Clock {
+    ahead: AtomicI64,
+}
+
+impl Clock {
+    /// Milliseconds since 1970.
+    #[must_use]
+    pub fn now(&self) -> i64 {
+        chrono::Utc::now().timestamp_millis() + self.ahead.load(Ordering::Relaxed)
+    }
+
+    /// The same as events have it.
+    #[must_use]
+    pub fn timestamp(&self) -> MilliSecondsSinceUnixEpoch {
+        MilliSecondsSinceUnixEpoch(UInt::try_from(self.now()).unwrap_or(UInt::MIN))
+    }
+
+    /// Sets the clock forward.
+    pub fn advance(&self, time: Duration) {
+        let millis = i64::try_from(time.as_millis()).unwrap_or(i64::MAX / 2);
+        self.ahead.fetch_add(millis, Ordering::Relaxed);
+    }
+}

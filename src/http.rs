@@ -1,0 +1,291 @@
+//! Between axum and ruma: routes from ruma's metadata, requests and answers as ruma's types, errors on the wire.
+
+use std::{future::Future, sync::Arc};
+
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::{RawPathParams, Request, State},
+    response::{IntoResponse, Response},
+    routing::{MethodFilter, MethodRouter, on},
+};
+use bytes::{Bytes, BytesMut};
+use http::{HeaderValue, Method, StatusCode, header};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use ruma::api::{
+    IncomingRequest, IncomingRequestExt as _, Metadata, OutgoingResponse, OutgoingResponseExt as _,
+    error::{
+        DeserializationError, ErrorKind, FromHttpRequestError, LimitExceededErrorData, RetryAfter,
+        StandardErrorBody,
+    },
+    path_builder::PathBuilder as _,
+};
+use serde_json::error::Category;
+
+use crate::{
+    app::App,
+    auth::Authenticate,
+    error::{Error, Result},
+    listen::ClientAddress,
+    log::AppendError,
+};
+
+/// The largest body of a request, in bytes, where a route does not say otherwise.
+const BODY_LIMIT: usize = 1 << 20;
+
+/// A request that was understood, and who sent it.
+#[derive(Debug)]
+pub struct Call<R: IncomingRequest<Authentication: Authenticate>> {
+    /// The request as ruma reads it.
+    pub body: R,
+    /// Who asks, as far as the endpoint's kind of authentication tells.
+    pub requester: <R::Authentication as Authenticate>::Who,
+    /// Method, address, headers and extensions.
+    pub parts: http::request::Parts,
+    /// The body as it was sent, for what ruma's type does not keep.
+    pub raw: Bytes,
+}
+
+impl<R: IncomingRequest<Authentication: Authenticate>> Call<R> {
+    /// The address of the client, if the listener told it.
+    #[must_use]
+    pub fn address(&self) -> Option<std::net::IpAddr> {
+        self.parts
+            .extensions
+            .get::<ClientAddress>()
+            .map(|address| address.0)
+    }
+}
+
+/// Endpoints and what answers them.
+#[derive(Debug, Default)]
+pub struct Routes(Router<Arc<App>>);
+
+impl Routes {
+    /// No endpoints yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Answers ruma's endpoint `R`, under each of its paths, with `handler`.
+    #[must_use]
+    pub fn add<R, F, A>(self, handler: F) -> Self
+    where
+        R: IncomingRequest<Authentication: Authenticate> + Send + 'static,
+        R::OutgoingResponse: Send,
+        F: Fn(Arc<App>, Call<R>) -> A + Clone + Send + Sync + 'static,
+        A: Future<Output = Result<R::OutgoingResponse>> + Send,
+    {
+        self.sized(BODY_LIMIT, handler)
+    }
+
+    /// The same for an endpoint whose body may have up to `limit` bytes.
+    #[must_use]
+    pub fn sized<R, F, A>(self, limit: usize, handler: F) -> Self
+    where
+        R: IncomingRequest<Authentication: Authenticate> + Send + 'static,
+        R::OutgoingResponse: Send,
+        F: Fn(Arc<App>, Call<R>) -> A + Clone + Send + Sync + 'static,
+        A: Future<Output = Result<R::OutgoingResponse>> + Send,
+    {
+        self.raw::<R>(on(
+            method_filter(&R::METHOD),
+            move |State(app): State<Arc<App>>, params: RawPathParams, request: Request| {
+                let handler = handler.clone();
+                async move { answer::<R, F, A>(app, params, request, limit, handler).await }
+            },
+        ))
+    }
+
+    /// Answers ruma's endpoint `R`, under each of its paths, with an axum handler: for bodies that are not JSON.
+    #[must_use]
+    pub fn raw<R: Metadata>(self, handler: MethodRouter<Arc<App>>) -> Self {
+        let mut router = self.0;
+        for path in R::PATH_BUILDER.all_paths() {
+            router = router.route(path, handler.clone());
+            // An empty last part, as in `/state/m.room.name/`, is a state key too; axum does not match it.
+            if let Some((start, last)) = path.rsplit_once('/')
+                && last == "{state_key}"
+            {
+                router = router.route(&format!("{start}/"), handler.clone());
+                router = router.route(start, handler.clone());
+            }
+        }
+        Self(router)
+    }
+
+    /// Adds the endpoints of another section.
+    #[must_use]
+    pub fn merge(self, other: Self) -> Self {
+        Self(self.0.merge(other.0))
+    }
+
+    /// An endpoint that ruma does not know.
+    #[must_use]
+    pub fn other(self, path: &str, handler: MethodRouter<Arc<App>>) -> Self {
+        Self(self.0.route(path, handler))
+    }
+
+    /// All endpoints as axum's router, with Matrix errors for unknown paths and methods.
+    pub fn into_router(self, app: Arc<App>) -> Router {
+        self.0
+            .fallback(|| async { Error::unrecognized("no such endpoint") })
+            .method_not_allowed_fallback(|| async {
+                Error::new(
+                    StatusCode::METHOD_NOT_ALLOWED,
+                    ErrorKind::Unrecognized,
+                    "no such method here",
+                )
+            })
+            .with_state(app)
+    }
+}
+
+fn method_filter(method: &Method) -> MethodFilter {
+    MethodFilter::try_from(method.clone()).unwrap_or(MethodFilter::GET)
+}
+
+async fn answer<R, F, A>(
+    app: Arc<App>,
+    params: RawPathParams,
+    request: Request,
+    limit: usize,
+    handler: F,
+) -> Result<Response>
+where
+    R: IncomingRequest<Authentication: Authenticate>,
+    F: Fn(Arc<App>, Call<R>) -> A,
+    A: Future<Output = Result<R::OutgoingResponse>>,
+{
+    let (parts, body) = request.into_parts();
+    let requester = R::Authentication::authenticate(&app, &parts).await?;
+    let raw = read_body(body, limit).await?;
+    let body = parse::<R>(&parts, &params, &raw)?;
+    respond(
+        handler(
+            app,
+            Call {
+                body,
+                requester,
+                parts,
+                raw,
+            },
+        )
+        .await?,
+    )
+}
+
+/// Reads a whole body of at most `limit` bytes.
+///
+/// # Errors
+/// `M_TOO_LARGE`, or `M_NOT_JSON` if the body breaks off.
+pub async fn read_body(body: Body, limit: usize) -> Result<Bytes> {
+    match Limited::new(body, limit).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(Error::too_large(format!(
+            "the body is larger than {limit} bytes"
+        ))),
+        Err(_) => Err(Error::not_json("the body could not be read to its end")),
+    }
+}
+
+/// Reads a request as ruma's type.
+///
+/// # Errors
+/// A Matrix error that tells what is wrong with it.
+pub fn parse<R: IncomingRequest>(
+    parts: &http::request::Parts,
+    params: &RawPathParams,
+    raw: &[u8],
+) -> Result<R> {
+    let mut request = http::Request::new(raw);
+    *request.method_mut() = parts.method.clone();
+    *request.uri_mut() = parts.uri.clone();
+    *request.headers_mut() = parts.headers.clone();
+    let mut values: Vec<&str> = params.iter().map(|(_, value)| value).collect();
+    let expected = R::PATH_BUILDER
+        .all_paths()
+        .next()
+        .map_or(0, |path| path.matches('{').count());
+    if values.len() < expected {
+        // The empty state key, see `Routes::raw`.
+        values.resize(expected, "");
+    }
+    R::try_from_http_request(request, &values).map_err(parse_error)
+}
+
+fn parse_error(error: FromHttpRequestError) -> Error {
+    let message = error.to_string();
+    match error {
+        FromHttpRequestError::Deserialization(DeserializationError::Json(error)) => match error
+            .classify()
+        {
+            Category::Data if message.contains("missing field") => Error::missing_param(message),
+            Category::Data => Error::bad_json(message),
+            Category::Io | Category::Syntax | Category::Eof => Error::not_json(message),
+        },
+        FromHttpRequestError::Deserialization(DeserializationError::Utf8(_)) => {
+            Error::not_json(message)
+        }
+        FromHttpRequestError::Deserialization(DeserializationError::Query(_))
+            if message.contains("missing field") =>
+        {
+            Error::missing_param(message)
+        }
+        _ => Error::invalid_param(message),
+    }
+}
+
+/// Makes the answer from ruma's type.
+///
+/// # Errors
+/// If it cannot be serialized, which is this server's mistake.
+pub fn respond(response: impl OutgoingResponse) -> Result<Response> {
+    let response = response
+        .try_into_http_response::<BytesMut>()
+        .map_err(Error::internal)?;
+    Ok(response.map(|body| Body::from(body.freeze())))
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        match self {
+            Self::Matrix {
+                status,
+                kind,
+                message,
+            } => matrix_response(status, *kind, message),
+            Self::Uiaa(info) => (StatusCode::UNAUTHORIZED, Json(*info)).into_response(),
+            Self::Append(AppendError::Closed | AppendError::Busy) => matrix_response(
+                StatusCode::SERVICE_UNAVAILABLE,
+                ErrorKind::Unknown,
+                "the server is busy or going down; try again".to_owned(),
+            ),
+            error => {
+                tracing::error!(%error, "a request failed");
+                let status = StatusCode::INTERNAL_SERVER_ERROR;
+                matrix_response(
+                    status,
+                    ErrorKind::Unknown,
+                    "internal server error".to_owned(),
+                )
+            }
+        }
+    }
+}
+
+fn matrix_response(status: StatusCode, kind: ErrorKind, message: String) -> Response {
+    let wait = match &kind {
+        ErrorKind::LimitExceeded(LimitExceededErrorData {
+            retry_after: Some(RetryAfter::Delay(wait)),
+            ..
+        }) => Some(wait.as_millis().div_ceil(1000).to_string()),
+        _ => None,
+    };
+    let mut response = (status, Json(StandardErrorBody::new(kind, message))).into_response();
+    if let Some(value) = wait.and_then(|wait| HeaderValue::from_str(&wait).ok()) {
+        response.headers_mut().insert(header::RETRY_AFTER, value);
+    }
+    response
+}

@@ -1,0 +1,342 @@
+//! What memory holds of each room: where it stands, and what happened last.
+//!
+//! [`Head`] is for whoever changes the room: it moves on as soon as a change is handed to the log. [`Seen`] is for
+//! readers: it moves on when the change is committed. The rules of rooms are in `room/`.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak},
+};
+
+use quick_cache::sync::Cache;
+use ruma::{
+    OwnedEventId, OwnedRoomId, RoomId, RoomVersionId, room_version_rules::RoomVersionRules,
+};
+
+use crate::{
+    error::{Error, Result},
+    names::Key,
+    storage::{self, Db, Event, EventNid, Pos, Receipt, RoomNid, UserNid, members, rooms::RoomRow},
+};
+
+/// How many rooms stay in memory while nobody uses them.
+const IDLE_ROOMS: usize = 20_000;
+/// How many of its latest events a room keeps in memory.
+const RECENT_EVENTS: usize = 32;
+/// How many of its latest receipts a room keeps in memory.
+const RECENT_RECEIPTS: usize = 64;
+/// How many state events a room keeps in memory.
+const STATE_EVENTS: usize = 512;
+
+/// A room in memory. There is never more than one for the same room.
+#[derive(Debug)]
+pub struct Room {
+    /// The room.
+    pub nid: RoomNid,
+    /// Its id.
+    pub id: OwnedRoomId,
+    /// Its version.
+    pub version: RoomVersionId,
+    /// The rules of its version.
+    pub rules: &'static RoomVersionRules,
+    /// Its type, as its create event says.
+    pub room_type: Option<String>,
+    /// Where the room stands for who changes it; `None` until first asked for, and after a change failed.
+    pub head: tokio::sync::Mutex<Option<Head>>,
+    seen: RwLock<Seen>,
+}
+
+/// Where a room stands for who changes it, with changes that are on their way into the log.
+#[derive(Clone, Debug)]
+pub struct Head {
+    /// The version that the next change builds on.
+    pub version: i64,
+    /// Events that no other event follows.
+    pub extremities: Vec<(EventNid, OwnedEventId)>,
+    /// The state after them.
+    pub state: storage::state::StateAt,
+    /// The depth of the deepest event.
+    pub max_depth: i64,
+    /// How many events notify by default.
+    pub unread_idx: i64,
+    /// The same for each thread that had one since the room was loaded.
+    pub threads: HashMap<EventNid, i64>,
+    /// How many have joined.
+    pub joined_count: i64,
+    /// How many are invited.
+    pub invited_count: i64,
+    /// State events on their way into the log, with the version of the change that brings them.
+    pub pending: HashMap<Key, (Arc<Event>, i64)>,
+}
+
+/// What readers see of a room: all that is committed, and nothing else.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// The version of the head that was committed last.
+    pub version: i64,
+    /// How many have joined.
+    pub joined_count: i64,
+    /// How many are invited.
+    pub invited_count: i64,
+    /// How many events notify by default.
+    pub unread_idx: i64,
+    /// The same for each thread that had one since the room was loaded.
+    pub threads: HashMap<EventNid, i64>,
+    /// The position of the newest event.
+    pub last_pos: Pos,
+    /// The position of the newest event that is news.
+    pub bump_pos: Pos,
+    /// The local users who have joined, with their display names here.
+    pub local: HashMap<UserNid, Option<Arc<str>>>,
+    /// The latest events, oldest first: all after `events_from`.
+    pub events: VecDeque<Arc<Event>>,
+    /// Where `events` begins.
+    pub events_from: Pos,
+    /// The latest receipts, oldest first: all after `receipts_from`.
+    pub receipts: VecDeque<Receipt>,
+    /// Where `receipts` begins.
+    pub receipts_from: Pos,
+    /// Current state events that somebody asked for; `None`: there is none with this key.
+    pub state: HashMap<Key, Option<Arc<Event>>>,
+    /// Counts the changes of state, so that a slow reader does not put an old event into `state`.
+    pub state_changes: u64,
+}
+
+impl Room {
+    fn new(row: &RoomRow, head: Pos, local: HashMap<UserNid, Option<Arc<str>>>) -> Result<Self> {
+        let version =
+            RoomVersionId::try_from(row.room_version.as_str()).map_err(Error::internal)?;
+        let rules = homing_federation::room_version::rules(&version).ok_or_else(|| {
+            Error::internal(format!(
+                "room {} has the unknown version {version}",
+                row.room_id
+            ))
+        })?;
+        let seen = Seen {
+            version: row.head.version,
+            joined_count: row.head.joined_count,
+            invited_count: row.head.invited_count,
+            unread_idx: row.head.unread_idx,
+            last_pos: row.last_pos,
+            bump_pos: row.bump_pos,
+            local,
+            events_from: head,
+            receipts_from: head,
+            ..Seen::default()
+        };
+        Ok(Self {
+            nid: row.nid,
+            id: OwnedRoomId::try_from(row.room_id.as_str()).map_err(Error::internal)?,
+            version,
+            rules,
+            room_type: row.room_type.clone(),
+            head: tokio::sync::Mutex::new(None),
+            seen: RwLock::new(seen),
+        })
+    }
+
+    /// What is committed. Not to be held across an await.
+    pub fn seen(&self) -> RwLockReadGuard<'_, Seen> {
+        self.seen.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is committed, to be changed by the log alone.
+    pub(crate) fn seen_mut(&self) -> RwLockWriteGuard<'_, Seen> {
+        self.seen.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Seen {
+    /// Adds a committed event.
+    pub(crate) fn add_event(&mut self, event: Arc<Event>) {
+        if let Some(pos) = event.pos {
+            self.last_pos = pos;
+        }
+        self.events.push_back(event);
+        if self.events.len() > RECENT_EVENTS
+            && let Some(event) = self.events.pop_front()
+        {
+            self.events_from = event.pos.unwrap_or(self.events_from);
+        }
+    }
+
+    /// Adds a committed receipt.
+    pub(crate) fn add_receipt(&mut self, receipt: Receipt) {
+        self.receipts.push_back(receipt);
+        if self.receipts.len() > RECENT_RECEIPTS
+            && let Some(receipt) = self.receipts.pop_front()
+        {
+            self.receipts_from = receipt.pos;
+        }
+    }
+
+    /// Sets a committed state event.
+    pub(crate) fn set_state(&mut self, key: Key, event: Arc<Event>) {
+        self.state_changes += 1;
+        self.keep_state(key, Some(event));
+    }
+
+    /// Keeps what was read of the state, if nothing has changed since `state_changes` was `read_at`.
+    pub(crate) fn remember_state(&mut self, read_at: u64, key: Key, event: Option<Arc<Event>>) {
+        if self.state_changes == read_at {
+            self.keep_state(key, event);
+        }
+    }
+
+    fn keep_state(&mut self, key: Key, event: Option<Arc<Event>>) {
+        if self.state.len() >= STATE_EVENTS && !self.state.contains_key(&key) {
+            self.state.retain(|(_, state_key), _| state_key.is_empty());
+        }
+        self.state.insert(key, event);
+    }
+
+    /// Puts the redacted form in the place of an event.
+    pub(crate) fn replace_event(&mut self, redacted: &Arc<Event>) {
+        for event in &mut self.events {
+            if event.nid == redacted.nid {
+                *event = Arc::clone(redacted);
+            }
+        }
+        for event in self.state.values_mut().flatten() {
+            if event.nid == redacted.nid {
+                *event = Arc::clone(redacted);
+            }
+        }
+    }
+}
+
+/// The rooms in memory.
+#[derive(Debug)]
+pub struct Rooms {
+    by_id: Mutex<HashMap<OwnedRoomId, Weak<Room>>>,
+    by_nid: Mutex<HashMap<RoomNid, Weak<Room>>>,
+    used: Cache<RoomNid, Arc<Room>>,
+    loading: tokio::sync::Mutex<()>,
+}
+
+impl Default for Rooms {
+    fn default() -> Self {
+        Self {
+            by_id: Mutex::default(),
+            by_nid: Mutex::default(),
+            used: Cache::new(IDLE_ROOMS),
+            loading: tokio::sync::Mutex::default(),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Rooms {
+    /// The room with this id, if this server knows it.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn by_id(
+        &self,
+        db: &Db,
+        head: impl Fn() -> Pos,
+        id: &RoomId,
+    ) -> Result<Option<Arc<Room>>> {
+        let known = lock(&self.by_id).get(id).and_then(Weak::upgrade);
+        if let Some(room) = known {
+            // Using it keeps it.
+            self.used.get(&room.nid);
+            return Ok(Some(room));
+        }
+        let _one_at_a_time = self.loading.lock().await;
+        if let Some(room) = lock(&self.by_id).get(id).and_then(Weak::upgrade) {
+            return Ok(Some(room));
+        }
+        let head = head();
+        let Some(row) = storage::rooms::by_id(db, id.as_str()).await? else {
+            return Ok(None);
+        };
+        Ok(self.load(db, head, vec![row]).await?.pop())
+    }
+
+    /// The rooms with these nids.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn many(
+        &self,
+        db: &Db,
+        head: impl Fn() -> Pos,
+        nids: &[RoomNid],
+    ) -> Result<HashMap<RoomNid, Arc<Room>>> {
+        let mut found = HashMap::with_capacity(nids.len());
+        let missing = self.in_memory(nids, &mut found);
+        if missing.is_empty() {
+            return Ok(found);
+        }
+        let _one_at_a_time = self.loading.lock().await;
+        let missing = self.in_memory(&missing, &mut found);
+        let head = head();
+        let rows = storage::rooms::many(db, &missing).await?;
+        for room in self.load(db, head, rows).await? {
+            found.insert(room.nid, room);
+        }
+        Ok(found)
+    }
+
+    fn in_memory(&self, nids: &[RoomNid], found: &mut HashMap<RoomNid, Arc<Room>>) -> Vec<RoomNid> {
+        let by_nid = lock(&self.by_nid);
+        let mut missing = Vec::new();
+        for nid in nids {
+            match by_nid.get(nid).and_then(Weak::upgrade) {
+                Some(room) => drop(found.insert(*nid, room)),
+                None => missing.push(*nid),
+            }
+        }
+        missing
+    }
+
+    /// Takes rooms into memory. A change to a room needs the room in memory, so while it is being loaded nothing of it
+    /// changes: what is read belongs to `head`.
+    async fn load(&self, db: &Db, head: Pos, rows: Vec<RoomRow>) -> Result<Vec<Arc<Room>>> {
+        let nids: Vec<RoomNid> = rows.iter().map(|row| row.nid).collect();
+        let mut local: HashMap<RoomNid, HashMap<UserNid, Option<Arc<str>>>> = HashMap::new();
+        for (room, user, name) in members::local_joined(db, &nids).await? {
+            local
+                .entry(room)
+                .or_default()
+                .insert(user, name.map(Into::into));
+        }
+        rows.into_iter()
+            .map(|row| {
+                let room = Arc::new(Room::new(
+                    &row,
+                    head,
+                    local.remove(&row.nid).unwrap_or_default(),
+                )?);
+                self.keep(&room);
+                Ok(room)
+            })
+            .collect()
+    }
+
+    /// Takes a room that is about to be created into memory. It becomes known to others once `keep` is called.
+    ///
+    /// # Errors
+    /// If its id or version is not valid.
+    pub fn create(row: &RoomRow, head: Pos) -> Result<Arc<Room>> {
+        Ok(Arc::new(Room::new(row, head, HashMap::new())?))
+    }
+
+    /// Makes a room known.
+    pub(crate) fn keep(&self, room: &Arc<Room>) {
+        let mut by_id = lock(&self.by_id);
+        let mut by_nid = lock(&self.by_nid);
+        if by_id.len() >= 2 * IDLE_ROOMS && by_id.len().is_power_of_two() {
+            by_id.retain(|_, room| room.strong_count() > 0);
+            by_nid.retain(|_, room| room.strong_count() > 0);
+        }
+        by_id.insert(room.id.clone(), Arc::downgrade(room));
+        by_nid.insert(room.nid, Arc::downgrade(room));
+        drop((by_id, by_nid));
+        self.used.insert(room.nid, Arc::clone(room));
+    }
+}

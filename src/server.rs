@@ -1,0 +1,263 @@
+//! A running server: its start and its end.
+
+use std::{
+    fs::{File, TryLockError},
+    io::Write as _,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::{Router, middleware};
+use homing_federation::SigningKey;
+use http::{HeaderName, Method, header};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower_http::cors::{Any, CorsLayer};
+
+use crate::{
+    app::App,
+    auth::Sessions,
+    bus::Bus,
+    client_server,
+    clock::Clock,
+    config::Config,
+    listen::{self, Bound},
+    log::{Committed, Log, OnCommit},
+    names::Names,
+    operations,
+    rooms::Rooms,
+    storage::{self, Db},
+    telemetry::Metrics,
+};
+
+/// How many connections read from the database where the configuration does not say.
+const DATABASE_CONNECTIONS: u32 = 8;
+/// How often memory is tidied.
+const TIDY_EVERY: Duration = Duration::from_mins(1);
+
+/// Why a server cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data directory cannot be used.
+    #[error("{path}: {error}")]
+    Files {
+        /// What.
+        path: String,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// Another server uses the data directory.
+    #[error("another server is running on {0}")]
+    InUse(String),
+    /// The signing key cannot be read.
+    #[error("{path}: {error}")]
+    SigningKey {
+        /// The file.
+        path: String,
+        /// Why.
+        error: homing_federation::Error,
+    },
+    /// The database cannot be used.
+    #[error("the database cannot be used: {0}")]
+    Database(#[from] storage::Error),
+    /// A listener cannot be opened.
+    #[error(transparent)]
+    Listen(#[from] listen::Error),
+}
+
+/// A running server.
+#[derive(Debug)]
+pub struct Server {
+    /// Its parts.
+    pub app: Arc<App>,
+    /// Where it listens.
+    pub listeners: Vec<Arc<Bound>>,
+    tasks: TaskTracker,
+    _lock: File,
+}
+
+impl Server {
+    /// Starts a server. It runs until its `app.shutdown` is cancelled.
+    ///
+    /// # Errors
+    /// If the data directory, the database or a listener cannot be used.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let directory = config.data_dir.clone();
+        let files = |error| StartError::Files {
+            path: directory.display().to_string(),
+            error,
+        };
+        std::fs::create_dir_all(&directory).map_err(files)?;
+        let lock = File::create(directory.join("homing.lock")).map_err(files)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(StartError::InUse(directory.display().to_string()));
+            }
+            Err(TryLockError::Error(error)) => return Err(files(error)),
+        }
+
+        let listeners = listen::bind(&config.listeners).await?;
+        let app = open(config).await?;
+        let router = router(&app);
+        let tasks = TaskTracker::new();
+        tasks.spawn(listen::serve(
+            listeners.clone(),
+            router,
+            app.shutdown.clone(),
+        ));
+        if let Some(bind) = app.config.metrics.bind {
+            let listener = crate::config::Listener {
+                bind,
+                ..crate::config::Listener::default()
+            };
+            let bound = listen::bind(&[listener]).await?;
+            let metrics = operations::metrics(Arc::clone(&app.metrics));
+            tasks.spawn(listen::serve(bound, metrics, app.shutdown.clone()));
+        }
+        tasks.spawn(tidy(Arc::clone(&app)));
+        tasks.close();
+        Ok(Self {
+            app,
+            listeners,
+            tasks,
+            _lock: lock,
+        })
+    }
+
+    /// Waits until the server has ended: after its `app.shutdown` was cancelled, and all running requests are answered.
+    pub async fn ended(self) {
+        self.tasks.wait().await;
+        self.app.db.close().await;
+    }
+}
+
+/// Opens the database and puts the parts together, without listening.
+///
+/// # Errors
+/// If the data directory or the database cannot be used.
+pub async fn open(config: Config) -> Result<Arc<App>, StartError> {
+    let signing_key = signing_key(&config.data_dir.join("signing.key"))?;
+    let connections = config
+        .database
+        .max_connections
+        .unwrap_or(DATABASE_CONNECTIONS);
+    let db = Db::open(&config.database_url(), connections).await?;
+    let (rooms, bus) = (Arc::new(Rooms::default()), Arc::new(Bus::default()));
+    let metrics = Arc::new(Metrics::new());
+    let log = Log::start(
+        &db,
+        on_commit(Arc::clone(&rooms), Arc::clone(&bus), Arc::clone(&metrics)),
+    )
+    .await?;
+    Ok(Arc::new(App {
+        server_name: config.server_name.clone(),
+        config,
+        db,
+        log,
+        names: Names::default(),
+        rooms,
+        bus,
+        sessions: Sessions::default(),
+        signing_key,
+        clock: Clock::default(),
+        metrics,
+        shutdown: CancellationToken::new(),
+    }))
+}
+
+fn on_commit(rooms: Arc<Rooms>, bus: Arc<Bus>, metrics: Arc<Metrics>) -> OnCommit {
+    Box::new(move |committed: Committed| {
+        #[expect(clippy::cast_precision_loss, reason = "a batch is small")]
+        metrics.commit_batch.observe(committed.changes.len() as f64);
+        metrics
+            .commit_duration
+            .observe(committed.took.as_secs_f64());
+        bus.apply(&rooms, committed);
+    })
+}
+
+/// All that is answered, with what goes around every answer.
+fn router(app: &Arc<App>) -> Router {
+    let health = {
+        let app = Arc::clone(app);
+        operations::health(move || {
+            let app = Arc::clone(&app);
+            async move { storage::commits::head(&app.db).await.map(drop) }
+        })
+    };
+    client_server::routes()
+        .into_router(Arc::clone(app))
+        .merge(health)
+        .layer(middleware::from_fn_with_state(
+            Arc::clone(&app.metrics),
+            operations::measure,
+        ))
+        .layer(cors())
+}
+
+/// "Web Browser Clients": any page may ask, with any of the methods and headers that the API uses.
+fn cors() -> CorsLayer {
+    CorsLayer::new()
+        .allow_origin(Any)
+        .allow_methods([
+            Method::GET,
+            Method::HEAD,
+            Method::POST,
+            Method::PUT,
+            Method::DELETE,
+            Method::OPTIONS,
+        ])
+        .allow_headers([
+            HeaderName::from_static("x-requested-with"),
+            header::CONTENT_TYPE,
+            header::AUTHORIZATION,
+            header::DATE,
+        ])
+        .expose_headers([header::RETRY_AFTER])
+        .max_age(Duration::from_hours(24))
+}
+
+/// Reads the server's signing key, and makes it at the first start.
+fn signing_key(path: &Path) -> Result<SigningKey, StartError> {
+    let name = path.display().to_string();
+    let files = |error| StartError::Files {
+        path: name.clone(),
+        error,
+    };
+    if !path.exists() {
+        let key = SigningKey::generate(&mut rand::rng());
+        // Written beside and renamed, so that a crash never leaves half a key.
+        let draft = path.with_extension("key.new");
+        let mut options = std::fs::OpenOptions::new();
+        options.write(true).create(true).truncate(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let mut file = options.open(&draft).map_err(files)?;
+        file.write_all(key.to_file_line().as_bytes())
+            .and_then(|()| file.sync_all())
+            .map_err(files)?;
+        std::fs::rename(&draft, path).map_err(files)?;
+        return Ok(key);
+    }
+    let text = std::fs::read_to_string(path).map_err(files)?;
+    let keys = SigningKey::parse_file(&text);
+    let first = keys.map(|keys| keys.into_iter().next());
+    match first {
+        Ok(Some(key)) => Ok(key),
+        Ok(None) => Err(files(std::io::Error::other("there is no key in it"))),
+        Err(error) => Err(StartError::SigningKey { path: name, error }),
+    }
+}
+
+/// Drops from memory what nobody uses any more.
+async fn tidy(app: Arc<App>) {
+    while app
+        .shutdown
+        .run_until_cancelled(tokio::time::sleep(TIDY_EVERY))
+        .await
+        .is_some()
+    {
+        app.bus.drop_idle();
+    }
+}

@@ -1,0 +1,255 @@
+//! `event` and `event_json`: the events.
+
+use std::sync::Arc;
+
+use homing_federation::Pdu;
+use ruma::room_version_rules::RoomVersionRules;
+
+use super::{
+    Db, DeviceNid, EventNid, Insert, KeyNid, Pos, Position, Result, RoomNid, Row, TypeNid, UserNid,
+    Write, pack,
+};
+use crate::{args, sql};
+
+/// An event as this server keeps it: the PDU and what belongs to it here.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// The event.
+    pub nid: EventNid,
+    /// Its room.
+    pub room: RoomNid,
+    /// The event as it was signed (as redacted, if it was).
+    pub pdu: Arc<Pdu>,
+    /// Its place in the log; `None` if it was never news here.
+    pub pos: Option<Pos>,
+    /// With the depth, its place in the room's history.
+    pub ord: i64,
+    /// Its type.
+    pub type_nid: TypeNid,
+    /// Its type and state key, if it is a state event.
+    pub key: Option<KeyNid>,
+    /// Who sent it.
+    pub sender: UserNid,
+    /// See [`flags`].
+    pub flags: i64,
+    /// The line of the state before it.
+    pub state_line: i64,
+    /// The version of that line.
+    pub state_sv: i64,
+    /// The state event whose place it takes.
+    pub replaces: Option<EventNid>,
+    /// The redaction that redacted it.
+    pub redacted_by: Option<EventNid>,
+    /// How many events of the room (of its thread, if it is in one) notify by default, up to this one.
+    pub unread_idx: i64,
+    /// The root of the thread that it is in.
+    pub thread: Option<EventNid>,
+    /// The device that sent it and under which transaction id.
+    pub txn: Option<(DeviceNid, Arc<str>)>,
+}
+
+/// Bits of [`Event::flags`].
+pub mod flags {
+    /// The event has no place in the room's history.
+    pub const OUTLIER: i64 = 1;
+    /// The event broke a rule and nobody sees it.
+    pub const REJECTED: i64 = 2;
+    /// The event is kept from clients.
+    pub const SOFT_FAILED: i64 = 4;
+    /// The event has a `url` in its content.
+    pub const HAS_URL: i64 = 8;
+    /// None of these may be shown.
+    pub const HIDDEN: i64 = OUTLIER | REJECTED | SOFT_FAILED;
+}
+
+impl Event {
+    /// The event's depth.
+    #[must_use]
+    pub fn depth(&self) -> i64 {
+        self.pdu.depth
+    }
+}
+
+static EVENT: Insert = Insert {
+    table: "event",
+    columns: &[
+        "nid",
+        "event_id",
+        "room_nid",
+        "pos",
+        "depth",
+        "ord",
+        "type_nid",
+        "key_nid",
+        "sender_nid",
+        "ts",
+        "flags",
+        "state_line",
+        "state_sv",
+        "auth_nids",
+        "replaces_nid",
+        "redacted_by",
+        "unread_idx",
+        "thread_nid",
+        "device_nid",
+        "txn_id",
+    ],
+    key: 0,
+    conflict: "",
+};
+
+static JSON: Insert = Insert {
+    table: "event_json",
+    columns: &["nid", "json"],
+    key: 0,
+    conflict: "",
+};
+
+/// A new event at a position of the change, and its JSON.
+#[must_use]
+pub fn add(event: &Event, auth: &[EventNid], at: Position) -> [Write; 2] {
+    let pdu = &event.pdu;
+    let (device, txn) = event
+        .txn
+        .clone()
+        .map_or((None, None), |(device, txn)| (Some(device), Some(txn)));
+    let row = args![
+        event.nid,
+        pdu.event_id.as_str(),
+        event.room,
+        at,
+        pdu.depth,
+        at,
+        event.type_nid,
+        event.key,
+        event.sender,
+        i64::from(pdu.origin_server_ts.0),
+        event.flags,
+        event.state_line,
+        event.state_sv,
+        pack(auth.iter().map(|nid| nid.0)),
+        event.replaces,
+        event.redacted_by,
+        event.unread_idx,
+        event.thread,
+        device,
+        txn,
+    ];
+    [
+        Write::Insert(&EVENT, row),
+        Write::Insert(&JSON, args![event.nid, &*pdu.json]),
+    ]
+}
+
+/// Marks an event as redacted and leaves only its redacted form.
+#[must_use]
+pub fn redact(target: EventNid, by: EventNid, redacted_json: &str) -> [Write; 2] {
+    [
+        Write::Run(
+            sql!("UPDATE event SET redacted_by = $2 WHERE nid = $1"),
+            args![target, by],
+        ),
+        Write::Run(
+            sql!("UPDATE event_json SET json = $2 WHERE nid = $1"),
+            args![target, redacted_json],
+        ),
+    ]
+}
+
+/// The columns that [`event`] reads, after `SELECT` and before `FROM event e JOIN event_json j ON j.nid = e.nid`.
+#[macro_export]
+macro_rules! event_columns {
+    () => {
+        "e.nid, e.event_id, e.room_nid, e.pos, e.ord, e.type_nid, e.key_nid, e.sender_nid, e.flags, e.state_line, \
+         e.state_sv, e.replaces_nid, e.redacted_by, e.unread_idx, e.thread_nid, e.device_nid, e.txn_id, j.json"
+    };
+}
+
+/// Reads an event from a row of `event_columns!()`.
+///
+/// # Errors
+/// If the row or its JSON cannot be read.
+pub fn event(row: &Row, rules: &RoomVersionRules) -> Result<Event> {
+    let event_id: String = row.get(1)?;
+    let event_id = event_id.try_into().map_err(decode_error)?;
+    let pdu = Pdu::from_canonical(event_id, row.get::<String>(17)?, rules).map_err(decode_error)?;
+    let device: Option<i64> = row.get(15)?;
+    let txn: Option<String> = row.get(16)?;
+    Ok(Event {
+        nid: EventNid(row.get(0)?),
+        room: RoomNid(row.get(2)?),
+        pdu: Arc::new(pdu),
+        pos: row.get(3)?,
+        ord: row.get(4)?,
+        type_nid: TypeNid(row.get(5)?),
+        key: row.get::<Option<i64>>(6)?.map(KeyNid),
+        sender: UserNid(row.get(7)?),
+        flags: row.get(8)?,
+        state_line: row.get(9)?,
+        state_sv: row.get(10)?,
+        replaces: row.get::<Option<i64>>(11)?.map(EventNid),
+        redacted_by: row.get::<Option<i64>>(12)?.map(EventNid),
+        unread_idx: row.get(13)?,
+        thread: row.get::<Option<i64>>(14)?.map(EventNid),
+        txn: device
+            .zip(txn)
+            .map(|(device, txn)| (DeviceNid(device), txn.into())),
+    })
+}
+
+fn decode_error(error: impl std::error::Error + Send + Sync + 'static) -> super::Error {
+    super::Error::Decode(Box::new(error))
+}
+
+/// The event with this id in this room.
+pub async fn by_id(
+    db: &Db,
+    rules: &RoomVersionRules,
+    room: RoomNid,
+    event_id: &str,
+) -> Result<Option<Event>> {
+    let query = sql!(
+        "SELECT ",
+        (event_columns),
+        " FROM event e JOIN event_json j ON j.nid = e.nid WHERE e.event_id = $1 AND e.room_nid = $2"
+    );
+    db.maybe(query, args![event_id, room])
+        .await?
+        .map(|row| event(&row, rules))
+        .transpose()
+}
+
+/// The events with these nids, in no particular order.
+pub async fn many(db: &Db, rules: &RoomVersionRules, nids: &[EventNid]) -> Result<Vec<Event>> {
+    if nids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let query = sql!(
+        "SELECT ",
+        (event_columns),
+        " FROM event e JOIN event_json j ON j.nid = e.nid WHERE e.nid ",
+        list(1)
+    );
+    db.rows(query, args![nids])
+        .await?
+        .iter()
+        .map(|row| event(row, rules))
+        .collect()
+}
+
+/// The event that a device sent to a room under a transaction id, if it did.
+pub async fn by_txn(
+    db: &Db,
+    device: DeviceNid,
+    txn: &str,
+    room: RoomNid,
+    kind: TypeNid,
+) -> Result<Option<String>> {
+    let query = sql!(
+        "SELECT event_id FROM event WHERE device_nid = $1 AND txn_id = $2 AND room_nid = $3 AND type_nid = $4"
+    );
+    db.maybe(query, args![device, txn, room, kind])
+        .await?
+        .map(|row| row.get(0))
+        .transpose()
+}

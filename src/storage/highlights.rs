@@ -1,0 +1,86 @@
+//! `highlight`: events that count otherwise for a user than the default push rules say.
+
+use super::{Db, EventNid, Insert, Pos, Position, Result, RoomNid, UserNid, Write};
+use crate::{args, sql};
+
+/// An event that counts otherwise for a user than for most.
+#[derive(Clone, Debug)]
+pub struct Highlight {
+    /// The user.
+    pub user: UserNid,
+    /// The room.
+    pub room: RoomNid,
+    /// The thread; 0 for what is in none.
+    pub thread: i64,
+    /// The event.
+    pub event: EventNid,
+    /// Its position.
+    pub pos: Pos,
+    /// How it counts: [`HIGHLIGHT`], [`NOTIFIES`], [`SILENT`].
+    pub flags: i64,
+}
+
+/// It highlights.
+pub const HIGHLIGHT: i64 = 1;
+/// It notifies this user although it would not notify most.
+pub const NOTIFIES: i64 = 2;
+/// It does not notify this user although it notifies most.
+pub const SILENT: i64 = 4;
+
+static HIGHLIGHTS: Insert = Insert {
+    table: "highlight",
+    columns: &[
+        "user_nid",
+        "room_nid",
+        "pos",
+        "thread_nid",
+        "event_nid",
+        "flags",
+    ],
+    key: 3,
+    conflict: "ON CONFLICT (user_nid, room_nid, pos) DO UPDATE SET flags = excluded.flags",
+};
+
+/// Adds one; `highlight.pos` does not count, `at` does.
+#[must_use]
+pub fn add(highlight: &Highlight, at: Position) -> Write {
+    let row = args![
+        highlight.user,
+        highlight.room,
+        at,
+        highlight.thread,
+        highlight.event,
+        highlight.flags
+    ];
+    Write::Insert(&HIGHLIGHTS, row)
+}
+
+/// Forgets those that a user has read: in one thread (0: none), up to a position.
+#[must_use]
+pub fn read(user: UserNid, room: RoomNid, thread: i64, pos: Pos) -> Write {
+    let sql = sql!(
+        "DELETE FROM highlight WHERE user_nid = $1 AND room_nid = $2 AND thread_nid = $3 AND pos <= $4"
+    );
+    Write::Run(sql, args![user, room, thread, pos])
+}
+
+/// All that a user has not read yet.
+pub async fn of_user(db: &Db, user: UserNid) -> Result<Vec<Highlight>> {
+    let query = sql!(
+        "SELECT room_nid, thread_nid, event_nid, pos, flags FROM highlight WHERE user_nid = $1"
+    );
+    db.rows(query, args![user])
+        .await?
+        .iter()
+        .map(|row| {
+            Ok(Highlight {
+                user,
+                room: RoomNid(row.get(0)?),
+                thread: row.get(1)?,
+                event: EventNid(row.get(2)?),
+                pos: row.get(3)?,
+                flags: row.get(4)?,
+            })
+        })
+        .collect()
+}

@@ -1,0 +1,23 @@
+//! All the SQL, one file for each group of tables. See `ARCHITECTURE.md`, "Storage".
+
+mod db;
+mod nid;
+mod write;
+
+pub mod commits;
+pub mod events;
+pub mod highlights;
+pub mod members;
+pub mod names;
+pub mod receipts;
+pub mod rooms;
+pub mod sessions;
+pub mod state;
+
+pub use db::{Arg, Column, Db, Position, Result, Row, Sql, Statistics};
+pub use events::Event;
+pub use members::{Member, Membership};
+pub use nid::{DeviceNid, EventNid, KeyNid, Pos, RoomNid, TypeNid, UserNid, pack, unpack};
+pub use receipts::{ReadMarker, Receipt, ReceiptKind, ReceiptThread};
+pub use sqlx::Error;
+pub use write::{Insert, Transactor, Write, WriteError};

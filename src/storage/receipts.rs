@@ -1,0 +1,180 @@
+//! `receipt` and `read_marker`: what people have read.
+
+use super::{Db, EventNid, Insert, Pos, Position, Result, RoomNid, UserNid, Write};
+use crate::{args, sql};
+
+/// The kinds of receipts, with the numbers that the table has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ReceiptKind {
+    /// `m.read`, for all to see.
+    Read = 1,
+    /// `m.read.private`, for the reader alone.
+    ReadPrivate = 2,
+}
+
+/// A receipt: somebody has read up to an event.
+#[derive(Clone, Debug)]
+pub struct Receipt {
+    /// The room.
+    pub room: RoomNid,
+    /// Who has read.
+    pub user: UserNid,
+    /// Which part of the room.
+    pub thread: ReceiptThread,
+    /// Who may know.
+    pub kind: ReceiptKind,
+    /// Up to where.
+    pub event: EventNid,
+    /// The same as clients name it.
+    pub event_id: String,
+    /// When, in milliseconds since 1970.
+    pub ts: i64,
+    /// The receipt's place in the log.
+    pub pos: Pos,
+}
+
+/// The part of a room that a receipt is about ("Threaded read receipts").
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ReceiptThread {
+    /// Everything: the receipt names no thread.
+    Unthreaded,
+    /// What is in no thread: `main`.
+    Main,
+    /// A thread, by its root.
+    Thread(EventNid),
+}
+
+impl ReceiptThread {
+    /// The number that stands for it in the tables.
+    #[must_use]
+    pub fn number(self) -> i64 {
+        match self {
+            Self::Unthreaded => 0,
+            Self::Main => -1,
+            Self::Thread(root) => root.0,
+        }
+    }
+
+    /// What a number in the tables stands for.
+    #[must_use]
+    pub fn from_number(number: i64) -> Self {
+        match number {
+            0 => Self::Unthreaded,
+            -1 => Self::Main,
+            root => Self::Thread(EventNid(root)),
+        }
+    }
+}
+
+static RECEIPT: Insert = Insert {
+    table: "receipt",
+    columns: &[
+        "room_nid",
+        "user_nid",
+        "thread_nid",
+        "kind",
+        "event_nid",
+        "ts",
+        "pos",
+    ],
+    key: 4,
+    conflict: "ON CONFLICT (room_nid, user_nid, thread_nid, kind) DO UPDATE SET event_nid = excluded.event_nid, \
+               ts = excluded.ts, pos = excluded.pos",
+};
+
+/// Sets a receipt; `receipt.pos` does not count, `at` does.
+#[must_use]
+pub fn set(receipt: &Receipt, at: Position) -> Write {
+    let thread = receipt.thread.number();
+    let row = args![
+        receipt.room,
+        receipt.user,
+        thread,
+        receipt.kind as i64,
+        receipt.event,
+        receipt.ts,
+        at
+    ];
+    Write::Insert(&RECEIPT, row)
+}
+
+/// The receipts of some rooms that came after `since`, oldest first; of private ones only those of `reader`.
+pub async fn since(
+    db: &Db,
+    rooms: &[RoomNid],
+    since: Pos,
+    reader: UserNid,
+) -> Result<Vec<Receipt>> {
+    let query = sql!(
+        "SELECT r.room_nid, r.user_nid, r.thread_nid, r.kind, r.event_nid, e.event_id, r.ts, r.pos FROM receipt r ",
+        "JOIN event e ON e.nid = r.event_nid WHERE r.pos > $2 AND (r.kind = 1 OR r.user_nid = $3) AND r.room_nid ",
+        list(1),
+        " ORDER BY r.pos"
+    );
+    db.rows(query, args![rooms, since, reader])
+        .await?
+        .iter()
+        .map(|row| {
+            Ok(Receipt {
+                room: RoomNid(row.get(0)?),
+                user: UserNid(row.get(1)?),
+                thread: ReceiptThread::from_number(row.get(2)?),
+                kind: if row.get::<i64>(3)? == 1 {
+                    ReceiptKind::Read
+                } else {
+                    ReceiptKind::ReadPrivate
+                },
+                event: EventNid(row.get(4)?),
+                event_id: row.get(5)?,
+                ts: row.get(6)?,
+                pos: row.get(7)?,
+            })
+        })
+        .collect()
+}
+
+/// Up to where a user has read a room or a thread, in counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReadMarker {
+    /// The position of the last event that was read.
+    pub pos: Pos,
+    /// The count of notifying events there.
+    pub idx: i64,
+    /// How many notifying events the reader has sent since.
+    pub own: i64,
+}
+
+static MARKER: Insert = Insert {
+    table: "read_marker",
+    columns: &["user_nid", "room_nid", "thread_nid", "pos", "idx", "own"],
+    key: 3,
+    conflict: "ON CONFLICT (user_nid, room_nid, thread_nid) DO UPDATE SET pos = excluded.pos, idx = excluded.idx, \
+               own = excluded.own",
+};
+
+/// Sets up to where a user has read. `thread` 0 is what is in no thread.
+#[must_use]
+pub fn set_marker(user: UserNid, room: RoomNid, thread: i64, marker: ReadMarker) -> Write {
+    Write::Insert(
+        &MARKER,
+        args![user, room, thread, marker.pos, marker.idx, marker.own],
+    )
+}
+
+/// All read markers of a user: room, thread (0: none), marker.
+pub async fn markers(db: &Db, user: UserNid) -> Result<Vec<(RoomNid, i64, ReadMarker)>> {
+    let query =
+        sql!("SELECT room_nid, thread_nid, pos, idx, own FROM read_marker WHERE user_nid = $1");
+    db.rows(query, args![user])
+        .await?
+        .iter()
+        .map(|row| {
+            let marker = ReadMarker {
+                pos: row.get(2)?,
+                idx: row.get(3)?,
+                own: row.get(4)?,
+            };
+            Ok((RoomNid(row.get(0)?), row.get(1)?, marker))
+        })
+        .collect()
+}

@@ -1,0 +1,175 @@
+//! `state_line`, `state_change`, `current_state`, `state_delta`: what holds in a room, now and at any event.
+//!
+//! See `ARCHITECTURE.md`, "State lines".
+
+use ruma::room_version_rules::RoomVersionRules;
+
+use super::{Db, Event, EventNid, Insert, KeyNid, Position, Result, RoomNid, Write, events::event};
+use crate::{args, sql};
+
+/// How deep lines may nest; deeper ones are not made.
+const LINE_DEPTH: usize = 8;
+
+/// A version of a line: the state of a room at some point of its history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct StateAt {
+    /// The line.
+    pub line: i64,
+    /// Its version.
+    pub sv: i64,
+}
+
+static LINE: Insert = Insert {
+    table: "state_line",
+    columns: &["line", "room_nid", "parent_line", "parent_sv"],
+    key: 0,
+    conflict: "",
+};
+
+/// A new line, that goes on from a version of its parent if it has one.
+#[must_use]
+pub fn add_line(line: i64, room: RoomNid, parent: Option<StateAt>) -> Write {
+    Write::Insert(
+        &LINE,
+        args![line, room, parent.map(|at| at.line), parent.map(|at| at.sv)],
+    )
+}
+
+static CHANGE: Insert = Insert {
+    table: "state_change",
+    columns: &["line", "key_nid", "sv", "event_nid"],
+    key: 3,
+    conflict: "ON CONFLICT (line, key_nid, sv) DO UPDATE SET event_nid = excluded.event_nid",
+};
+
+static CURRENT: Insert = Insert {
+    table: "current_state",
+    columns: &["room_nid", "key_nid", "event_nid"],
+    key: 2,
+    conflict: "ON CONFLICT (room_nid, key_nid) DO UPDATE SET event_nid = excluded.event_nid",
+};
+
+static DELTA: Insert = Insert {
+    table: "state_delta",
+    columns: &["room_nid", "pos", "key_nid", "event_nid", "prev_nid"],
+    key: 0,
+    conflict: "",
+};
+
+/// One key of the current state gets a new event, and the line a new version.
+#[must_use]
+pub fn set_current(
+    room: RoomNid,
+    key: KeyNid,
+    event: EventNid,
+    replaces: Option<EventNid>,
+    version: StateAt,
+    at: Position,
+) -> [Write; 3] {
+    [
+        Write::Insert(&CHANGE, args![version.line, key, version.sv, event]),
+        Write::Insert(&CURRENT, args![room, key, event]),
+        Write::Insert(&DELTA, args![room, at, key, event, replaces]),
+    ]
+}
+
+/// Events of the current state: all, or those with the given keys.
+pub async fn current(
+    db: &Db,
+    rules: &RoomVersionRules,
+    room: RoomNid,
+    keys: Option<&[KeyNid]>,
+) -> Result<Vec<Event>> {
+    let rows = match keys {
+        Some([]) => return Ok(Vec::new()),
+        Some(keys) => {
+            let query = sql!(
+                "SELECT ",
+                (event_columns),
+                " FROM current_state c JOIN event e ON e.nid = c.event_nid JOIN event_json j ON j.nid = e.nid ",
+                "WHERE c.room_nid = $1 AND c.key_nid ",
+                list(2)
+            );
+            db.rows(query, args![room, keys]).await?
+        }
+        None => {
+            let query = sql!(
+                "SELECT ",
+                (event_columns),
+                " FROM current_state c JOIN event e ON e.nid = c.event_nid JOIN event_json j ON j.nid = e.nid ",
+                "WHERE c.room_nid = $1"
+            );
+            db.rows(query, args![room]).await?
+        }
+    };
+    rows.iter().map(|row| event(row, rules)).collect()
+}
+
+/// The lines that a line goes on from, nearest first, each with the version at which it was left; the line itself is
+/// the first.
+pub async fn ancestry(db: &Db, at: StateAt) -> Result<Vec<StateAt>> {
+    let mut path = vec![at];
+    while path.len() <= LINE_DEPTH {
+        let line = path.last().map_or(at.line, |last| last.line);
+        let query = sql!("SELECT parent_line, parent_sv FROM state_line WHERE line = $1");
+        let Some(row) = db.maybe(query, args![line]).await? else {
+            break;
+        };
+        match (row.get(0)?, row.get(1)?) {
+            (Some(line), Some(sv)) => path.push(StateAt { line, sv }),
+            _ => break,
+        }
+    }
+    Ok(path)
+}
+
+/// All events of the state at a version of a line: key and event.
+pub async fn all_at(db: &Db, at: StateAt) -> Result<Vec<(KeyNid, EventNid)>> {
+    let mut found = std::collections::HashMap::new();
+    for at in ancestry(db, at).await? {
+        let query = sql!(
+            "SELECT key_nid, event_nid FROM state_change s WHERE line = $1 AND sv <= $2 AND sv = ",
+            "(SELECT max(sv) FROM state_change m WHERE m.line = s.line AND m.key_nid = s.key_nid AND m.sv <= $2)"
+        );
+        for row in db.rows(query, args![at.line, at.sv]).await? {
+            found
+                .entry(KeyNid(row.get(0)?))
+                .or_insert(row.get::<Option<i64>>(1)?.map(EventNid));
+        }
+    }
+    Ok(found
+        .into_iter()
+        .filter_map(|(key, event)| Some((key, event?)))
+        .collect())
+}
+
+/// One change of a key in a line's history.
+#[derive(Clone, Copy, Debug)]
+pub struct KeyChange {
+    /// The key.
+    pub key: KeyNid,
+    /// The version from which it holds.
+    pub sv: i64,
+    /// The event; `None` if the key was removed.
+    pub event: Option<EventNid>,
+}
+
+/// The history of some keys in one line, oldest first.
+pub async fn history(db: &Db, line: i64, keys: &[KeyNid]) -> Result<Vec<KeyChange>> {
+    let query = sql!(
+        "SELECT key_nid, sv, event_nid FROM state_change WHERE line = $1 AND key_nid ",
+        list(2),
+        " ORDER BY sv"
+    );
+    db.rows(query, args![line, keys])
+        .await?
+        .iter()
+        .map(|row| {
+            Ok(KeyChange {
+                key: KeyNid(row.get(0)?),
+                sv: row.get(1)?,
+                event: row.get::<Option<i64>>(2)?.map(EventNid),
+            })
+        })
+        .collect()
+}
