@@ -8,7 +8,7 @@ mod feed;
 use std::{
     collections::HashMap,
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, PoisonError, RwLock, RwLockReadGuard,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -114,6 +114,8 @@ pub enum Effect {
 #[derive(Debug, Default)]
 pub struct Bus {
     feeds: RwLock<HashMap<UserNid, Arc<Feed>>>,
+    /// All up to here has been told. Locked while a commit is being told, so that nobody sees half of it.
+    settled: RwLock<Pos>,
     /// Counts changes of what only memory knows: typing and presence.
     ephemeral: AtomicU64,
 }
@@ -162,23 +164,39 @@ impl Bus {
         feeds.retain(|_, feed| Arc::strong_count(feed) > 1 || feed.used_within(now, FEED_IDLE));
     }
 
-    /// Calls `tell` for each of `users` who has a feed, and wakes them.
-    fn each(&self, users: &HashMap<UserNid, Option<Arc<str>>>, tell: impl Fn(&mut FeedState)) {
+    /// The position up to which memory is complete. While the answer is held nothing is told, so what is read
+    /// meanwhile of feeds and rooms belongs together; not to be held across an await, nor while a change is made.
+    pub fn settled(&self) -> RwLockReadGuard<'_, Pos> {
+        self.settled.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets where the log stands when the server starts.
+    pub(crate) fn start_at(&self, head: Pos) {
+        *self.settled.write().unwrap_or_else(PoisonError::into_inner) = head;
+    }
+
+    /// Calls `tell` for each of `users` who has a feed.
+    fn each(
+        &self,
+        users: &HashMap<UserNid, Option<Arc<str>>>,
+        told: &mut Told,
+        tell: impl Fn(&mut FeedState),
+    ) {
         let feeds = self.feeds.read().unwrap_or_else(PoisonError::into_inner);
         if users.len() < feeds.len() {
             for feed in users.keys().filter_map(|user| feeds.get(user)) {
-                feed.tell(&tell);
+                told.tell(feed, &tell);
             }
         } else {
             for feed in feeds.values().filter(|feed| users.contains_key(&feed.user)) {
-                feed.tell(&tell);
+                told.tell(feed, &tell);
             }
         }
     }
 
-    fn one(&self, user: UserNid, tell: impl Fn(&mut FeedState)) {
+    fn one(&self, user: UserNid, told: &mut Told, tell: impl Fn(&mut FeedState)) {
         if let Some(feed) = self.find(user) {
-            feed.tell(tell);
+            told.tell(&feed, tell);
         }
     }
 
@@ -191,27 +209,38 @@ impl Bus {
     /// Tells the joined users of a room that somebody has begun or ended typing.
     pub fn typing(&self, room: &Room) {
         let at = self.ephemeral.fetch_add(1, Ordering::AcqRel) + 1;
-        self.each(&room.seen().local, |feed| feed.typing_changed(room.nid, at));
+        let mut told = Told::default();
+        self.each(&room.seen().local, &mut told, |feed| {
+            feed.typing_changed(room.nid, at);
+        });
+        told.wake();
     }
 
     /// Tells `watchers` that the presence of `user` has changed.
     pub fn presence(&self, user: UserNid, watchers: impl IntoIterator<Item = UserNid>) {
         let at = self.ephemeral.fetch_add(1, Ordering::AcqRel) + 1;
+        let mut told = Told::default();
         for watcher in watchers {
-            self.one(watcher, |feed| feed.presence_changed(user, at));
+            self.one(watcher, &mut told, |feed| feed.presence_changed(user, at));
         }
+        told.wake();
     }
 
     /// Brings memory up to a commit and wakes those whom it concerns.
     pub(crate) fn apply(&self, rooms: &Rooms, committed: Committed) {
+        let mut told = Told::default();
+        let mut settled = self.settled.write().unwrap_or_else(PoisonError::into_inner);
         for (first, effects) in committed.changes {
             for effect in effects {
-                self.apply_one(rooms, first, effect);
+                self.apply_one(rooms, first, effect, &mut told);
             }
         }
+        *settled = committed.head;
+        drop(settled);
+        told.wake();
     }
 
-    fn apply_one(&self, rooms: &Rooms, first: Pos, effect: Effect) {
+    fn apply_one(&self, rooms: &Rooms, first: Pos, effect: Effect, told: &mut Told) {
         match effect {
             Effect::Room(room) => rooms.keep(&room),
             Effect::Event {
@@ -228,7 +257,7 @@ impl Bus {
                     seen.set_state(key, Arc::clone(&event));
                 }
                 seen.add_event(event);
-                self.each(&seen.local, |feed| feed.room_changed(room.nid, pos));
+                self.each(&seen.local, told, |feed| feed.room_changed(room.nid, pos));
             }
             Effect::Head {
                 room,
@@ -261,10 +290,10 @@ impl Bus {
                         seen.local.remove(&member.user);
                     }
                     drop(seen);
-                    self.one(member.user, |feed| feed.member_changed(&member));
+                    self.one(member.user, told, |feed| feed.member_changed(&member));
                 }
             }
-            Effect::Forgotten { room, user } => self.one(user, |feed| feed.forgotten(room)),
+            Effect::Forgotten { room, user } => self.one(user, told, |feed| feed.forgotten(room)),
             Effect::Redacted { room, event } => room.seen_mut().replace_event(&event),
             Effect::Receipt {
                 room,
@@ -276,9 +305,9 @@ impl Bus {
                 let mut seen = room.seen_mut();
                 seen.add_receipt(receipt);
                 if kind == storage::ReceiptKind::ReadPrivate {
-                    self.one(user, |feed| feed.room_changed(room.nid, pos));
+                    self.one(user, told, |feed| feed.room_changed(room.nid, pos));
                 } else {
-                    self.each(&seen.local, |feed| feed.room_changed(room.nid, pos));
+                    self.each(&seen.local, told, |feed| feed.room_changed(room.nid, pos));
                 }
             }
             Effect::Marker {
@@ -287,13 +316,33 @@ impl Bus {
                 thread,
                 marker,
             } => {
-                self.one(user, |feed| feed.marker_changed(room, thread, marker));
+                self.one(user, told, |feed| feed.marker_changed(room, thread, marker));
             }
             Effect::Highlight(mut highlight, at) => {
                 highlight.pos = at.after(first);
-                self.one(highlight.user, |feed| feed.highlighted(&highlight));
+                self.one(highlight.user, told, |feed| feed.highlighted(&highlight));
             }
-            Effect::Own { user, at } => self.one(user, |feed| feed.own_changed(at.after(first))),
+            Effect::Own { user, at } => {
+                self.one(user, told, |feed| feed.own_changed(at.after(first)))
+            }
+        }
+    }
+}
+
+/// Those who have been told something and are still to be woken.
+#[derive(Debug, Default)]
+struct Told(Vec<Arc<Feed>>);
+
+impl Told {
+    fn tell(&mut self, feed: &Arc<Feed>, tell: impl Fn(&mut FeedState)) {
+        if feed.tell(tell) {
+            self.0.push(Arc::clone(feed));
+        }
+    }
+
+    fn wake(self) {
+        for feed in self.0 {
+            feed.wake();
         }
     }
 }

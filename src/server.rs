@@ -150,6 +150,7 @@ pub async fn open(config: Config) -> Result<Arc<App>, StartError> {
         on_commit(Arc::clone(&rooms), Arc::clone(&bus), Arc::clone(&metrics)),
     )
     .await?;
+    bus.start_at(log.head());
     Ok(Arc::new(App {
         server_name: config.server_name.clone(),
         config,

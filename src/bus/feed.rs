@@ -48,6 +48,8 @@ pub struct FeedState {
     /// Where the user's counts differ from most people's, by room.
     pub highlights: HashMap<RoomNid, Vec<Highlight>>,
     used: Instant,
+    /// Something was told and the user is about to be woken.
+    told: bool,
 }
 
 impl Feed {
@@ -66,6 +68,7 @@ impl Feed {
                 markers: HashMap::new(),
                 highlights: HashMap::new(),
                 used: Instant::now(),
+                told: false,
             }),
             loaded: OnceCell::new(),
         }
@@ -104,8 +107,18 @@ impl Feed {
             .copied()
     }
 
-    pub(super) fn tell(&self, tell: impl Fn(&mut FeedState)) {
-        tell(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+    /// Answers whether this is the first thing told since the user was woken last.
+    pub(super) fn tell(&self, tell: impl Fn(&mut FeedState)) -> bool {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        tell(&mut state);
+        !std::mem::replace(&mut state.told, true)
+    }
+
+    pub(super) fn wake(&self) {
+        self.state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .told = false;
         self.news.notify_waiters();
     }
 
