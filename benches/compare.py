@@ -27,7 +27,7 @@ import urllib.request
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent
-CACHE = pathlib.Path(os.environ.get("HOMING_CACHE", pathlib.Path.home() / ".cache/homing"))
+CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "homing"
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 
 # Scenario: how many times cheaper than Synapse on SQLite we expect to be, in CPU time. Beside our own

@@ -3,12 +3,12 @@
 #
 #   tests/clients/run.sh [nio|rust-sdk|all] [homing|synapse] [POSTGRES_URL]
 #
-# Homing is taken from ${HOMING:-${CARGO_TARGET_DIR:-target}/debug/homing}. See README.md beside this.
+# Homing is taken from ${CARGO_TARGET_DIR:-target}/debug. See README.md beside this.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
-cache=${HOMING_CACHE:-$HOME/.cache/homing}
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/homing
 clients=${1:-all} server=${2:-homing} postgres=${3:-}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -49,34 +49,37 @@ hold() {
     case $server in
     homing)
         homing_config "$port" "$dir"
-        HOMESERVER_COMMAND="${HOMING:-${CARGO_TARGET_DIR:-$root/target}/debug/homing} serve --config $dir/homing.toml"
+        HOMESERVER_COMMAND="${CARGO_TARGET_DIR:-$root/target}/debug/homing serve --config $dir/homing.toml"
         ;;
     synapse) HOMESERVER_COMMAND="$here/synapse.sh $dir $port $postgres" ;;
     *) echo "run.sh: no server $server" >&2; exit 2 ;;
     esac
     export HOMESERVER_COMMAND HOMESERVER_URL=http://127.0.0.1:$port
+    "prepare_${client//-/_}"
     echo "$client talks to $server"
-    if ! "hold_${client//-/_}" >"$dir/out" 2>&1; then
+    if ! "${conversation[@]}" >"$dir/out" 2>&1; then
         cat "$dir/out"
         echo "run.sh: $client failed against $server" >&2
         return 1
     fi
-    grep -v '^{\|^[0-9-]*T' "$dir/out" | tail -n 30
+    grep '^  \|conversation' "$dir/out"
 }
 
-hold_nio() {
+# The preparations set `conversation` to the command that holds it.
+prepare_nio() {
     local venv=$cache/nio-venv
     if ! cmp --silent "$here/nio/requirements.txt" "$venv/requirements.txt"; then
         python3 -m venv --clear "$venv"
         "$venv/bin/pip" install --quiet --disable-pip-version-check --requirement "$here/nio/requirements.txt"
         cp "$here/nio/requirements.txt" "$venv/"
     fi
-    "$venv/bin/python" "$here/nio/conversation.py"
+    conversation=("$venv/bin/python" "$here/nio/conversation.py")
 }
 
-hold_rust_sdk() {
-    CARGO_TARGET_DIR=$cache/clients-target cargo run --quiet --locked \
-        --manifest-path "$here/rust-sdk/Cargo.toml"
+prepare_rust_sdk() {
+    local target=$cache/clients-target
+    CARGO_TARGET_DIR=$target cargo build --quiet --locked --manifest-path "$here/rust-sdk/Cargo.toml"
+    conversation=("$target/debug/conversation")
 }
 
 case $clients in

@@ -6,13 +6,13 @@
 # DIR keeps its configuration and, without POSTGRES_URL, its SQLite database, so a second start
 # continues with the same data. With POSTGRES_URL (as tests/postgres.sh prints it) Synapse gets a
 # database of its own on that server, named after PORT. The Python environment is made once, below
-# ${HOMING_CACHE:-~/.cache/homing}; SYNAPSE_VENV names another one. SYNAPSE_BCRYPT_ROUNDS makes accounts
-# cheaper than the usual 12.
+# ~/.cache/homing; SYNAPSE_VENV names another one. SYNAPSE_BCRYPT_ROUNDS makes accounts cheaper than
+# the usual 12.
 set -euo pipefail
 
 [ $# -ge 2 ] || { echo "usage: synapse.sh DIR PORT [POSTGRES_URL]" >&2; exit 2; }
 dir=$1 port=$2 postgres=${3:-}
-venv=${SYNAPSE_VENV:-${HOMING_CACHE:-$HOME/.cache/homing}/synapse-venv}
+venv=${SYNAPSE_VENV:-${XDG_CACHE_HOME:-$HOME/.cache}/homing/synapse-venv}
 
 if [ ! -e "$venv/ready" ]; then
     python3 -m venv "$venv"

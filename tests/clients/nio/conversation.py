@@ -360,10 +360,10 @@ async def log_out_and_in(alice, bob):
 
 async def main():
     server = Server()
-    server.start()
     run = f"{time.time_ns() // 1_000_000:x}"
     alice, bob = Person(f"alice{run}"), Person(f"bob{run}")
     try:
+        server.start()
         for step in (
             register_and_meet,
             both_ways,
