@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use homing_federation::SigningKey;
-use ruma::{OwnedServerName, RoomId, ServerName, UserId};
+use quick_cache::sync::Cache;
+use ruma::{OwnedEventId, OwnedServerName, RoomId, ServerName, UserId};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -15,9 +16,12 @@ use crate::{
     log::Log,
     names::Names,
     rooms::{Room, Rooms},
-    storage::{Db, Pos, UserNid},
+    storage::{Db, DeviceNid, Pos, RoomNid, TypeNid, UserNid},
     telemetry::Metrics,
 };
+
+/// The events that devices have sent lately, by room, type and transaction id.
+pub type Txns = Cache<(DeviceNid, RoomNid, TypeNid, Arc<str>), OwnedEventId>;
 
 /// One running server. Two of them can live in one process.
 #[derive(Debug)]
@@ -36,6 +40,8 @@ pub struct App {
     pub rooms: Arc<Rooms>,
     /// Who is connected.
     pub bus: Arc<Bus>,
+    /// The events that devices have sent lately.
+    pub txns: Txns,
     /// The sessions in memory.
     pub sessions: Sessions,
     /// The key that signs events.
@@ -56,6 +62,15 @@ impl App {
     pub async fn room(&self, id: &RoomId) -> Result<Arc<Room>> {
         let room = self.rooms.by_id(&self.db, || self.log.head(), id).await?;
         room.ok_or_else(|| Error::not_found(format!("there is no room {id} here")))
+    }
+
+    /// The room with this id, for what only its members may do: of a room that is not known here nobody is a member.
+    ///
+    /// # Errors
+    /// `M_FORBIDDEN` if this server does not know it.
+    pub async fn member_room(&self, id: &RoomId) -> Result<Arc<Room>> {
+        let room = self.rooms.by_id(&self.db, || self.log.head(), id).await?;
+        room.ok_or_else(|| Error::forbidden(format!("you are not in {id}")))
     }
 
     /// The nid of a user, given now if it must be.

@@ -1,11 +1,18 @@
 //! The Client-Server API: one file for each of its sections, with the handlers and the routes to them.
 
+mod create_room;
 mod discovery;
+mod membership;
+mod send;
 
 use crate::http::Routes;
 
 /// All endpoints of the Client-Server API.
 #[must_use]
 pub fn routes() -> Routes {
-    Routes::new().merge(discovery::routes())
+    Routes::new()
+        .merge(create_room::routes())
+        .merge(discovery::routes())
+        .merge(membership::routes())
+        .merge(send::routes())
 }

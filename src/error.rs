@@ -49,6 +49,19 @@ macro_rules! constructors {
     };
 }
 
+impl From<homing_federation::Error> for Error {
+    fn from(error: homing_federation::Error) -> Self {
+        use homing_federation::Error as Federation;
+        let message = error.to_string();
+        match error {
+            Federation::NotJson(_) => Self::not_json(message),
+            Federation::BadJson(_) => Self::bad_json(message),
+            Federation::TooLarge { .. } => Self::too_large(message),
+            _ => Self::Internal(message),
+        }
+    }
+}
+
 impl Error {
     /// A Matrix error of any kind.
     pub fn new(status: StatusCode, kind: ErrorKind, message: impl Into<String>) -> Self {

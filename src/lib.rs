@@ -17,6 +17,7 @@ pub mod listen;
 pub mod log;
 pub mod names;
 pub mod operations;
+pub mod room;
 pub mod rooms;
 pub mod server;
 pub mod storage;

@@ -16,7 +16,11 @@ use ruma::{
 use crate::{
     error::{Error, Result},
     names::Key,
-    storage::{self, Db, Event, EventNid, Pos, Receipt, RoomNid, UserNid, members, rooms::RoomRow},
+    storage::{
+        self, Db, Event, EventNid, Pos, ReadMarker, Receipt, RoomNid, UserNid, members,
+        rooms::{HeadRow, RoomRow},
+        threads::ThreadCount,
+    },
 };
 
 /// How many rooms stay in memory while nobody uses them.
@@ -49,24 +53,30 @@ pub struct Room {
 /// Where a room stands for who changes it, with changes that are on their way into the log.
 #[derive(Clone, Debug)]
 pub struct Head {
-    /// The version that the next change builds on.
-    pub version: i64,
-    /// Events that no other event follows.
-    pub extremities: Vec<(EventNid, OwnedEventId)>,
-    /// The state after them.
-    pub state: storage::state::StateAt,
-    /// The depth of the deepest event.
-    pub max_depth: i64,
-    /// How many events notify by default.
-    pub unread_idx: i64,
-    /// The same for each thread that had one since the room was loaded.
-    pub threads: HashMap<EventNid, i64>,
-    /// How many have joined.
-    pub joined_count: i64,
-    /// How many are invited.
-    pub invited_count: i64,
+    /// Where it stands after the last change that was handed to the log.
+    pub row: HeadRow,
+    /// The ids of `row.extremities`.
+    pub extremity_ids: Vec<OwnedEventId>,
     /// State events on their way into the log, with the version of the change that brings them.
     pub pending: HashMap<Key, (Arc<Event>, i64)>,
+    /// The threads that had an event since the room was loaded.
+    pub threads: HashMap<EventNid, ThreadCount>,
+    /// Up to where those have read who sent or read something since the room was loaded, by user and thread (0: none).
+    pub markers: HashMap<(UserNid, i64), ReadMarker>,
+}
+
+impl Head {
+    /// The head of a room that has no events yet.
+    #[must_use]
+    pub fn new(row: HeadRow) -> Self {
+        Self {
+            row,
+            extremity_ids: Vec::new(),
+            pending: HashMap::new(),
+            threads: HashMap::new(),
+            markers: HashMap::new(),
+        }
+    }
 }
 
 /// What readers see of a room: all that is committed, and nothing else.

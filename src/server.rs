@@ -11,6 +11,7 @@ use std::{
 use axum::{Router, middleware};
 use homing_federation::SigningKey;
 use http::{HeaderName, Method, header};
+use quick_cache::sync::Cache;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower_http::cors::{Any, CorsLayer};
 
@@ -32,6 +33,8 @@ use crate::{
 
 /// How many connections read from the database where the configuration does not say.
 const DATABASE_CONNECTIONS: u32 = 8;
+/// How many sent events are kept in memory to know them when they are sent again.
+const CACHED_TXNS: usize = 50_000;
 /// How often memory is tidied.
 const TIDY_EVERY: Duration = Duration::from_mins(1);
 
@@ -159,6 +162,7 @@ pub async fn open(config: Config) -> Result<Arc<App>, StartError> {
         names: Names::default(),
         rooms,
         bus,
+        txns: Cache::new(CACHED_TXNS),
         sessions: Sessions::default(),
         signing_key,
         clock: Clock::default(),

@@ -4,15 +4,18 @@ mod db;
 mod nid;
 mod write;
 
+pub mod aliases;
 pub mod commits;
 pub mod events;
 pub mod highlights;
 pub mod members;
 pub mod names;
+pub mod profiles;
 pub mod receipts;
 pub mod rooms;
 pub mod sessions;
 pub mod state;
+pub mod threads;
 
 pub use db::{Arg, Column, Db, Position, Result, Row, Sql, Statistics};
 pub use events::Event;

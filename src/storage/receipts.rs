@@ -178,3 +178,24 @@ pub async fn markers(db: &Db, user: UserNid) -> Result<Vec<(RoomNid, i64, ReadMa
         })
         .collect()
 }
+
+/// Up to where a user has read a room (thread 0) or a thread.
+pub async fn marker(
+    db: &Db,
+    user: UserNid,
+    room: RoomNid,
+    thread: i64,
+) -> Result<Option<ReadMarker>> {
+    let query = sql!(
+        "SELECT pos, idx, own FROM read_marker WHERE user_nid = $1 AND room_nid = $2 AND thread_nid = $3"
+    );
+    let row = db.maybe(query, args![user, room, thread]).await?;
+    row.map(|row| {
+        Ok(ReadMarker {
+            pos: row.get(0)?,
+            idx: row.get(1)?,
+            own: row.get(2)?,
+        })
+    })
+    .transpose()
+}

@@ -206,23 +206,30 @@ fn room(row: &Row) -> Result<RoomRow> {
 
 static ROOM: Insert = Insert {
     table: "room",
-    columns: &["nid", "room_id", "room_version", "room_type", "created_ts"],
+    columns: &[
+        "nid",
+        "room_id",
+        "room_version",
+        "room_type",
+        "created_ts",
+        "published",
+    ],
     key: 0,
     conflict: "",
 };
 
 /// A new room. Its head is written by the change that creates it.
 #[must_use]
-pub fn add(
-    nid: RoomNid,
-    room_id: &str,
-    room_version: &str,
-    room_type: Option<&str>,
-    created_ts: i64,
-) -> Write {
+pub fn add(nid: RoomNid, row: &RoomRow, created_ts: i64, published: bool) -> Write {
+    let RoomRow {
+        room_id,
+        room_version,
+        room_type,
+        ..
+    } = row.clone();
     Write::Insert(
         &ROOM,
-        args![nid, room_id, room_version, room_type, created_ts],
+        args![nid, room_id, room_version, room_type, created_ts, published],
     )
 }
 
@@ -233,4 +240,14 @@ pub fn publish(room: RoomNid, published: bool) -> Write {
         sql!("UPDATE room SET published = $2 WHERE nid = $1"),
         args![room, published],
     )
+}
+
+/// The ids of rooms.
+pub async fn ids(db: &Db, nids: &[RoomNid]) -> Result<Vec<(RoomNid, String)>> {
+    let query = sql!("SELECT nid, room_id FROM room WHERE nid ", list(1));
+    db.rows(query, args![nids])
+        .await?
+        .iter()
+        .map(|row| Ok((RoomNid(row.get(0)?), row.get(1)?)))
+        .collect()
 }

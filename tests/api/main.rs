@@ -6,3 +6,4 @@
 mod server;
 
 mod discovery;
+mod rooms;

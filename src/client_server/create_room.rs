@@ -1,0 +1,235 @@
+//! "Rooms", "Creation".
+
+use std::sync::Arc;
+
+use homing_federation::{json::strict_json, room_version};
+use ruma::{
+    CanonicalJsonObject, CanonicalJsonValue, RoomAliasId, UserId,
+    api::{
+        client::room::{
+            Visibility,
+            create_room::v3::{Request, Response, RoomPreset},
+        },
+        error::ErrorKind,
+    },
+    events::{StateEventType, room::member::MembershipState},
+    serde::Raw,
+};
+use serde::Deserialize;
+use serde_json::{json, value::RawValue};
+
+use crate::{
+    app::App,
+    auth::Requester,
+    error::{Error, Result},
+    http::{Call, Routes},
+    room::{
+        append::{NewEvent, Sender},
+        create::{self, Defaults, NewRoom, Preset, canonical},
+        membership,
+    },
+    storage::aliases,
+};
+
+/// The most people who can be invited to a room while it is created.
+const MAX_INVITES: usize = 200;
+/// The most state events that a room can be created with.
+const MAX_INITIAL_STATE: usize = 200;
+
+pub(super) fn routes() -> Routes {
+    Routes::new().add::<Request, _, _>(create_room)
+}
+
+/// `POST /_matrix/client/v3/createRoom`
+async fn create_room(app: Arc<App>, call: Call<Request>) -> Result<Response> {
+    let (request, requester) = (call.body, &call.requester);
+    if request.invite.len() > MAX_INVITES || request.initial_state.len() > MAX_INITIAL_STATE {
+        return Err(Error::invalid_param(
+            "too many invites or state events at once",
+        ));
+    }
+    if !request.invite_3pid.is_empty() {
+        let message = "this server has no identity server to find people by e-mail or phone";
+        return Err(Error::new(
+            http::StatusCode::BAD_REQUEST,
+            ErrorKind::ThreepidDenied,
+            message,
+        ));
+    }
+    if let Some(stranger) = request.invite.iter().find(|user| !app.is_local(user)) {
+        return Err(Error::forbidden(format!(
+            "{stranger} is on another server, which is out of reach yet"
+        )));
+    }
+    let version = request
+        .room_version
+        .clone()
+        .unwrap_or_else(|| app.config.rooms.default_version.clone());
+    let Some(rules) = room_version::rules(&version) else {
+        let message = format!("room version {version} is not known here");
+        return Err(Error::new(
+            http::StatusCode::BAD_REQUEST,
+            ErrorKind::UnsupportedRoomVersion,
+            message,
+        ));
+    };
+    let published = request.visibility == Visibility::Public;
+    let defaults = Defaults {
+        rules: &rules.authorization,
+        preset: preset(request.preset.as_ref(), published)?,
+        creator: &requester.user_id,
+        invited: &request.invite,
+    };
+    let mut creation_content = object(request.creation_content.as_ref())?.unwrap_or_default();
+    if defaults.invited_are_creators() {
+        add_creators(&mut creation_content, requester, &request.invite);
+    }
+    let alias = match &request.room_alias_name {
+        Some(name) => Some(free_alias(&app, name).await?),
+        None => None,
+    };
+    let events = first_events(&app, requester, &request, &defaults, alias.as_deref()).await?;
+    let new = NewRoom {
+        version,
+        creation_content,
+        events,
+        alias,
+        published,
+    };
+    let room = create::create(&app, &Sender::of(requester), new).await?;
+    Ok(Response::new(room.id.clone()))
+}
+
+fn preset(preset: Option<&RoomPreset>, published: bool) -> Result<Preset> {
+    Ok(match preset {
+        Some(RoomPreset::PrivateChat) => Preset::PrivateChat,
+        Some(RoomPreset::TrustedPrivateChat) => Preset::TrustedPrivateChat,
+        Some(RoomPreset::PublicChat) => Preset::PublicChat,
+        Some(_) => return Err(Error::invalid_param("unknown preset")),
+        None if published => Preset::PublicChat,
+        None => Preset::PrivateChat,
+    })
+}
+
+/// The alias of this localpart, if no room has it.
+async fn free_alias(app: &App, name: &str) -> Result<ruma::OwnedRoomAliasId> {
+    let alias = RoomAliasId::parse(format!("#{name}:{}", app.server_name))
+        .map_err(|_| Error::invalid_param("room_alias_name is not the local part of an alias"))?;
+    match aliases::get(&app.db, &alias).await? {
+        Some(_) => Err(create::alias_taken()),
+        None => Ok(alias),
+    }
+}
+
+/// From room version 12 on, who is as powerful as the creator is a creator too.
+fn add_creators(
+    content: &mut CanonicalJsonObject,
+    requester: &Requester,
+    invited: &[ruma::OwnedUserId],
+) {
+    let entry = content
+        .entry("additional_creators".to_owned())
+        .or_insert_with(|| CanonicalJsonValue::Array(Vec::new()));
+    // Anything but a list is left for the rules to refuse.
+    if let CanonicalJsonValue::Array(creators) = entry {
+        for user in invited.iter().filter(|user| **user != requester.user_id) {
+            let user = CanonicalJsonValue::String(user.to_string());
+            if !creators.contains(&user) {
+                creators.push(user);
+            }
+        }
+    }
+}
+
+/// The events after the create event, in the order of the specification.
+async fn first_events(
+    app: &App,
+    requester: &Requester,
+    request: &Request,
+    defaults: &Defaults<'_>,
+    alias: Option<&RoomAliasId>,
+) -> Result<Vec<NewEvent>> {
+    let join = membership::content(app, &requester.user_id, MembershipState::Join).await?;
+    let overrides = object(request.power_level_content_override.as_ref())?;
+    let initial_state: Vec<NewEvent> = request
+        .initial_state
+        .iter()
+        .map(initial_event)
+        .collect::<Result<_>>()?;
+    let mut events = vec![
+        NewEvent::state(StateEventType::RoomMember, requester.user_id.as_str(), join),
+        defaults.power_levels(overrides)?,
+    ];
+    if let Some(alias) = alias {
+        let content = canonical(json!({ "alias": alias }))?;
+        events.push(NewEvent::state(
+            StateEventType::RoomCanonicalAlias,
+            "",
+            content,
+        ));
+    }
+    let given = |event: &NewEvent| {
+        let mut others = initial_state.iter();
+        others
+            .any(|other| other.event_type == event.event_type && other.state_key == event.state_key)
+    };
+    events.extend(defaults.access()?.into_iter().filter(|event| !given(event)));
+    events.extend(initial_state.iter().cloned());
+    if let Some(name) = &request.name {
+        events.push(NewEvent::state(
+            StateEventType::RoomName,
+            "",
+            canonical(json!({ "name": name }))?,
+        ));
+    }
+    if let Some(topic) = &request.topic {
+        let content = canonical(json!({
+            "topic": topic,
+            "m.topic": { "m.text": [{ "mimetype": "text/plain", "body": topic }] },
+        }))?;
+        events.push(NewEvent::state(StateEventType::RoomTopic, "", content));
+    }
+    for user in &request.invite {
+        events.push(invite(app, user, request.is_direct).await?);
+    }
+    Ok(events)
+}
+
+async fn invite(app: &App, user: &UserId, is_direct: bool) -> Result<NewEvent> {
+    let mut content = membership::content(app, user, MembershipState::Invite).await?;
+    if is_direct {
+        content.insert("is_direct".to_owned(), CanonicalJsonValue::Bool(true));
+    }
+    Ok(NewEvent::state(
+        StateEventType::RoomMember,
+        user.as_str(),
+        content,
+    ))
+}
+
+/// One event of `initial_state`.
+fn initial_event<T>(raw: &Raw<T>) -> Result<NewEvent> {
+    #[derive(Deserialize)]
+    struct Initial<'a> {
+        #[serde(rename = "type")]
+        event_type: String,
+        #[serde(default)]
+        state_key: String,
+        #[serde(borrow)]
+        content: &'a RawValue,
+    }
+    let initial: Initial<'_> = serde_json::from_str(raw.json().get())
+        .map_err(|error| Error::bad_json(error.to_string()))?;
+    let content = strict_json(initial.content.get().as_bytes())?;
+    Ok(NewEvent::state(
+        initial.event_type,
+        initial.state_key,
+        content,
+    ))
+}
+
+/// A JSON object as a client sent it.
+fn object<T>(raw: Option<&Raw<T>>) -> Result<Option<CanonicalJsonObject>> {
+    raw.map(|raw| Ok(strict_json(raw.json().get().as_bytes())?))
+        .transpose()
+}

@@ -1,0 +1,205 @@
+//! "Sending events to a room" and "Redactions".
+
+use std::sync::Arc;
+
+use homing_federation::json::strict_json;
+use http::StatusCode;
+use ruma::{
+    CanonicalJsonObject, CanonicalJsonValue, OwnedEventId, RoomAliasId, RoomId,
+    api::{
+        client::{message::send_message_event, redact::redact_event, state::send_state_event},
+        error::ErrorKind,
+    },
+    events::StateEventType,
+};
+
+use crate::{
+    app::App,
+    auth::Requester,
+    error::{Error, Result},
+    http::{Call, Routes},
+    log::AppendError,
+    room::{
+        append::{NewEvent, Sender, append},
+        head,
+    },
+    rooms::Room,
+    storage::{self, aliases},
+};
+
+/// The longest transaction id, in bytes.
+const MAX_TXN_ID: usize = 255;
+
+pub(super) fn routes() -> Routes {
+    Routes::new()
+        .add::<send_message_event::v3::Request, _, _>(send_message_event)
+        .add::<send_state_event::v3::Request, _, _>(send_state_event)
+        .add::<redact_event::v3::Request, _, _>(redact_event)
+}
+
+/// `PUT /_matrix/client/v3/rooms/{roomId}/send/{eventType}/{txnId}`
+async fn send_message_event(
+    app: Arc<App>,
+    call: Call<send_message_event::v3::Request>,
+) -> Result<send_message_event::v3::Response> {
+    let request = call.body;
+    let content = strict_json(request.body.json().get().as_bytes())?;
+    let mut event = NewEvent::message(request.event_type, content);
+    if event.event_type == "m.room.redaction" {
+        event.redacts = redacts(&event.content)?;
+    }
+    let event_id = send_once(
+        &app,
+        &request.room_id,
+        &call.requester,
+        request.txn_id.as_str(),
+        event,
+    )
+    .await?;
+    Ok(send_message_event::v3::Response::new(event_id))
+}
+
+/// `PUT /_matrix/client/v3/rooms/{roomId}/redact/{eventId}/{txnId}`
+async fn redact_event(
+    app: Arc<App>,
+    call: Call<redact_event::v3::Request>,
+) -> Result<redact_event::v3::Response> {
+    let request = call.body;
+    let mut content = CanonicalJsonObject::new();
+    if let Some(reason) = request.reason {
+        content.insert("reason".to_owned(), CanonicalJsonValue::String(reason));
+    }
+    let mut event = NewEvent::message("m.room.redaction", content);
+    event.redacts = Some(request.event_id);
+    let event_id = send_once(
+        &app,
+        &request.room_id,
+        &call.requester,
+        request.txn_id.as_str(),
+        event,
+    )
+    .await?;
+    Ok(redact_event::v3::Response::new(event_id))
+}
+
+/// Sends an event, unless the same device has sent it under the same transaction id already: then that one counts.
+async fn send_once(
+    app: &App,
+    room_id: &RoomId,
+    requester: &Requester,
+    txn_id: &str,
+    event: NewEvent,
+) -> Result<OwnedEventId> {
+    if txn_id.is_empty() || txn_id.len() > MAX_TXN_ID {
+        return Err(Error::invalid_param(
+            "the transaction id is empty or too long",
+        ));
+    }
+    let room = app.member_room(room_id).await?;
+    let kind = app
+        .names
+        .event_type(&app.db, &app.log, &event.event_type)
+        .await?;
+    let txn = (requester.device, room.nid, kind, txn_id.into());
+    if let Some(event_id) = app.txns.get(&txn) {
+        return Ok(event_id);
+    }
+    let sent = append(app, &room, &Sender::with_txn(requester, txn_id), event).await;
+    let event_id = match sent {
+        Ok(appended) => appended.event_id,
+        Err(Error::Append(AppendError::Duplicate)) => {
+            let before =
+                storage::events::by_txn(&app.db, requester.device, txn_id, room.nid, kind).await?;
+            let before = before.ok_or_else(|| Error::internal("an event id was given twice"))?;
+            OwnedEventId::try_from(before).map_err(Error::internal)?
+        }
+        Err(error) => return Err(error),
+    };
+    app.txns.insert(txn, event_id.clone());
+    Ok(event_id)
+}
+
+/// `PUT /_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey}`
+///
+/// State that is there already, sent by the same user, is not sent again.
+async fn send_state_event(
+    app: Arc<App>,
+    call: Call<send_state_event::v3::Request>,
+) -> Result<send_state_event::v3::Response> {
+    let (request, requester) = (call.body, call.requester);
+    let room = app.member_room(&request.room_id).await?;
+    let content = strict_json(request.body.json().get().as_bytes())?;
+    let current = head::state_event(&app, &room, &request.event_type, &request.state_key).await?;
+    if let Some(current) = current
+        && current.sender == requester.user
+        && serde_json::to_string(&content).is_ok_and(|content| content == current.pdu.content.get())
+    {
+        return Ok(send_state_event::v3::Response::new(
+            current.pdu.event_id.clone(),
+        ));
+    }
+    if request.event_type == StateEventType::RoomCanonicalAlias {
+        check_aliases(&app, &room, &content).await?;
+    }
+    let event = NewEvent::state(request.event_type, request.state_key, content);
+    let appended = append(&app, &room, &Sender::of(&requester), event).await?;
+    Ok(send_state_event::v3::Response::new(appended.event_id))
+}
+
+/// What a redaction sent as an ordinary event redacts.
+fn redacts(content: &CanonicalJsonObject) -> Result<Option<OwnedEventId>> {
+    match content.get("redacts") {
+        Some(CanonicalJsonValue::String(id)) => id
+            .as_str()
+            .try_into()
+            .map(Some)
+            .map_err(|_| Error::invalid_param("`redacts` is no event id")),
+        Some(_) => Err(Error::bad_json("`redacts` is no event id")),
+        None => Err(Error::missing_param("a redaction needs `redacts`")),
+    }
+}
+
+/// Checks that new aliases in an `m.room.canonical_alias` lead to the room.
+async fn check_aliases(app: &App, room: &Room, content: &CanonicalJsonObject) -> Result<()> {
+    let current = head::state_event(app, room, &StateEventType::RoomCanonicalAlias, "").await?;
+    let current = match &current {
+        Some(event) => strict_json(event.pdu.content.get().as_bytes())?,
+        None => CanonicalJsonObject::new(),
+    };
+    let known = aliases_in(&current).unwrap_or_default();
+    let named = aliases_in(content).ok_or_else(|| Error::bad_json("aliases are strings"))?;
+    for alias in named.into_iter().filter(|alias| !known.contains(alias)) {
+        let alias =
+            RoomAliasId::parse(alias).map_err(|_| Error::invalid_param("not a room alias"))?;
+        let found = aliases::get(&app.db, &alias).await?;
+        if found.is_none_or(|(room_id, _)| room_id != room.id.as_str()) {
+            let message = format!("{alias} does not lead to this room");
+            return Err(Error::new(
+                StatusCode::BAD_REQUEST,
+                ErrorKind::BadAlias,
+                message,
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// All aliases in the content of an `m.room.canonical_alias`; `None` if one is no string.
+fn aliases_in(content: &CanonicalJsonObject) -> Option<Vec<&str>> {
+    let mut aliases = Vec::new();
+    match content.get("alias") {
+        Some(CanonicalJsonValue::String(alias)) => aliases.push(alias.as_str()),
+        Some(CanonicalJsonValue::Null) | None => {}
+        Some(_) => return None,
+    }
+    match content.get("alt_aliases") {
+        Some(CanonicalJsonValue::Array(list)) => {
+            for alias in list {
+                aliases.push(alias.as_str()?);
+            }
+        }
+        Some(CanonicalJsonValue::Null) | None => {}
+        Some(_) => return None,
+    }
+    Some(aliases)
+}

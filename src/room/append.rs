@@ -1,0 +1,193 @@
+//! The one door: how an event of this server enters a room.
+//!
+//! Computed under the room's lock on the room's head: authorized, hashed, signed. What belongs to it (position, state,
+//! members, relations, counts, transaction id) travels as one [`Change`]. The head moves on when the change is handed to
+//! the log, so that the next event need not wait for the disk; if the change fails, the head is read again.
+
+mod counts;
+mod names;
+mod step;
+
+use std::sync::Arc;
+
+use ruma::{CanonicalJsonObject, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedUserId};
+
+use super::head;
+use crate::{
+    app::App,
+    auth::Requester,
+    bus::Effect,
+    error::{Error, Result},
+    log::AppendError,
+    rooms::Room,
+    storage::{DeviceNid, EventNid, UserNid, Write},
+};
+use names::Names;
+use step::Step;
+
+/// How often a change is computed again because the room changed meanwhile.
+const TRIES: usize = 5;
+
+/// An event to be.
+#[derive(Clone, Debug)]
+pub struct NewEvent {
+    /// Its type.
+    pub event_type: String,
+    /// Its state key, if it is a state event.
+    pub state_key: Option<String>,
+    /// Its content.
+    pub content: CanonicalJsonObject,
+    /// What it redacts, if it is a redaction.
+    pub redacts: Option<OwnedEventId>,
+    /// When it was sent, if not now.
+    pub ts: Option<MilliSecondsSinceUnixEpoch>,
+}
+
+impl NewEvent {
+    /// A state event.
+    #[must_use]
+    pub fn state(
+        event_type: impl ToString,
+        state_key: impl Into<String>,
+        content: CanonicalJsonObject,
+    ) -> Self {
+        Self {
+            event_type: event_type.to_string(),
+            state_key: Some(state_key.into()),
+            content,
+            redacts: None,
+            ts: None,
+        }
+    }
+
+    /// An event that is not state.
+    #[must_use]
+    pub fn message(event_type: impl ToString, content: CanonicalJsonObject) -> Self {
+        Self {
+            event_type: event_type.to_string(),
+            state_key: None,
+            content,
+            redacts: None,
+            ts: None,
+        }
+    }
+}
+
+/// A local user who sends an event.
+#[derive(Clone, Debug)]
+pub struct Sender {
+    /// The user's id.
+    pub id: OwnedUserId,
+    /// The user.
+    pub user: UserNid,
+    /// The device, and the transaction id that it gave the request.
+    pub txn: Option<(DeviceNid, Arc<str>)>,
+}
+
+impl Sender {
+    /// The requester, without a transaction id.
+    #[must_use]
+    pub fn of(requester: &Requester) -> Self {
+        Self {
+            id: requester.user_id.clone(),
+            user: requester.user,
+            txn: None,
+        }
+    }
+
+    /// The requester, with the transaction id of the request.
+    #[must_use]
+    pub fn with_txn(requester: &Requester, txn: &str) -> Self {
+        let txn = Some((requester.device, txn.into()));
+        Self {
+            txn,
+            ..Self::of(requester)
+        }
+    }
+}
+
+/// An event that has entered a room.
+#[derive(Clone, Debug)]
+pub struct Appended {
+    /// The event.
+    pub nid: EventNid,
+    /// Its id.
+    pub event_id: OwnedEventId,
+}
+
+/// Lets one event enter a room; it is durable when this returns.
+///
+/// # Errors
+/// `M_FORBIDDEN` if the room's rules do not allow it, `M_TOO_LARGE` and `M_BAD_JSON` if it is no event.
+pub async fn append(
+    app: &App,
+    room: &Arc<Room>,
+    sender: &Sender,
+    event: NewEvent,
+) -> Result<Appended> {
+    let mut appended = append_all(app, room, sender, vec![event]).await?;
+    appended
+        .pop()
+        .ok_or_else(|| Error::internal("an event was appended and is not there"))
+}
+
+/// Lets some events enter a room, all of them or none.
+///
+/// # Errors
+/// Those of [`append`].
+pub async fn append_all(
+    app: &App,
+    room: &Arc<Room>,
+    sender: &Sender,
+    events: Vec<NewEvent>,
+) -> Result<Vec<Appended>> {
+    append_with(app, room, sender, events, &[], Vec::new).await
+}
+
+/// The same, with other writes and effects that belong to the events.
+///
+/// # Errors
+/// Those of [`append`].
+pub async fn append_with(
+    app: &App,
+    room: &Arc<Room>,
+    sender: &Sender,
+    events: Vec<NewEvent>,
+    writes: &[Write],
+    effects: impl Fn() -> Vec<Effect>,
+) -> Result<Vec<Appended>> {
+    let names = Names::of(app, &events).await?;
+    for _ in 0..TRIES {
+        let place = app.log.place().await?;
+        let mut slot = room.head.lock().await;
+        let head = match slot.as_mut() {
+            Some(head) => head,
+            None => slot.insert(head::load(app, room).await?),
+        };
+        head.settle(room);
+        let mut step = Step::new(app, room, head, sender, &names);
+        step.also(writes, effects());
+        for event in &events {
+            step.add(event.clone()).await?;
+        }
+        let (change, appended, version) = step.finish();
+        let pending = place.append(change);
+        drop(slot);
+        match pending.committed().await {
+            Ok(_) => return Ok(appended),
+            Err(error) => {
+                let mut slot = room.head.lock().await;
+                if slot
+                    .as_ref()
+                    .is_some_and(|head| head.row.version >= version)
+                {
+                    *slot = None;
+                }
+                if !matches!(error, AppendError::Conflict) {
+                    return Err(error.into());
+                }
+            }
+        }
+    }
+    Err(AppendError::Busy.into())
+}

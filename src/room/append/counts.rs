@@ -1,0 +1,194 @@
+//! What an event means to the events before it and to its readers: relations, threads, unread counts, redactions.
+
+use std::{collections::HashMap, sync::Arc};
+
+use homing_federation::event::{self, Pdu};
+use ruma::{OwnedEventId, events::StateEventType};
+use serde::Deserialize;
+
+use super::step::Step;
+use crate::{
+    bus::Effect,
+    error::{Error, Result},
+    room::{
+        head::{self, StateMap},
+        power,
+    },
+    storage::{
+        self, Event, EventNid, Position,
+        threads::{self, ThreadCount},
+    },
+};
+
+/// An event of the same room that another relates to.
+#[derive(Debug)]
+pub(super) struct Relation {
+    pub(super) rel_type: String,
+    pub(super) parent: EventNid,
+    /// The thread that the relation puts the event into.
+    pub(super) thread: Option<EventNid>,
+}
+
+#[derive(Debug, Deserialize)]
+struct RelatesTo {
+    rel_type: String,
+    event_id: OwnedEventId,
+}
+
+#[derive(Debug, Deserialize)]
+struct Related {
+    #[serde(rename = "m.relates_to")]
+    relates_to: RelatesTo,
+}
+
+impl Step<'_> {
+    /// What the event relates to, if that is known here.
+    pub(super) async fn relation(&self, pdu: &Pdu) -> Result<Option<Relation>> {
+        if pdu.state_key.is_some() {
+            return Ok(None);
+        }
+        let Ok(Related { relates_to }) = pdu.content_as::<Related>() else {
+            return Ok(None);
+        };
+        let recent = self
+            .room
+            .seen()
+            .events
+            .iter()
+            .find(|event| event.pdu.event_id == relates_to.event_id)
+            .map(|event| (event.nid, event.thread));
+        let found = match recent {
+            Some(found) => Some(found),
+            None => {
+                storage::events::target(&self.app.db, self.room.nid, relates_to.event_id.as_str())
+                    .await?
+            }
+        };
+        Ok(found.map(|(parent, thread)| Relation {
+            thread: if relates_to.rel_type == "m.thread" {
+                Some(thread.unwrap_or(parent))
+            } else {
+                thread
+            },
+            rel_type: relates_to.rel_type,
+            parent,
+        }))
+    }
+
+    /// Counts the event for its thread or for the room.
+    pub(super) async fn count(
+        &mut self,
+        event: &mut Event,
+        relation: Option<&Relation>,
+        at: Position,
+    ) -> Result<()> {
+        let notifies = matches!(&*event.pdu.event_type, "m.room.message" | "m.room.encrypted");
+        match event.thread {
+            Some(root) => {
+                let mut count = self.thread(root).await?;
+                count.unread_idx += i64::from(notifies);
+                event.unread_idx = count.unread_idx;
+                if relation.is_some_and(|relation| relation.rel_type == "m.thread") {
+                    count.count += 1;
+                    self.change
+                        .write(threads::set(self.room.nid, root, event.nid, at, count));
+                }
+                self.threads.insert(root, count);
+            }
+            None => {
+                self.row.unread_idx += i64::from(notifies);
+                event.unread_idx = self.row.unread_idx;
+            }
+        }
+        if notifies {
+            let thread = event.thread.map_or(0, |root| root.0);
+            let mut marker = self.marker(event.sender, thread).await?;
+            marker.own += 1;
+            self.set_marker(event.sender, thread, marker);
+        }
+        Ok(())
+    }
+
+    async fn thread(&self, root: EventNid) -> Result<ThreadCount> {
+        match self
+            .threads
+            .get(&root)
+            .or_else(|| self.head.threads.get(&root))
+        {
+            Some(count) => Ok(*count),
+            None => Ok(threads::count(&self.app.db, self.room.nid, root).await?),
+        }
+    }
+
+    /// Takes the content out of the event that this redaction is about, if its sender may do that.
+    pub(super) async fn redact(&mut self, redaction: &Event, state: &StateMap) -> Result<()> {
+        let Some(target_id) = &redaction.pdu.redacts else {
+            return Ok(());
+        };
+        let (db, room) = (&self.app.db, self.room);
+        let Some(target) =
+            storage::events::by_id(db, room.rules, room.nid, target_id.as_str()).await?
+        else {
+            return Ok(());
+        };
+        if target.pdu.event_type.as_ref() == "m.room.create" {
+            return Err(Error::forbidden(
+                "the create event of a room cannot be redacted",
+            ));
+        }
+        if target.sender != redaction.sender {
+            let event_at = |kind| {
+                state
+                    .get(&head::key(kind, ""))?
+                    .as_deref()
+                    .map(|event: &Event| &*event.pdu)
+            };
+            let create = event_at(&StateEventType::RoomCreate);
+            let levels =
+                power::from_events(room, create, event_at(&StateEventType::RoomPowerLevels));
+            if !levels.user_can_redact_event_of_other(&redaction.pdu.sender) {
+                return Err(Error::forbidden("you may not redact what others have sent"));
+            }
+        }
+        let pdu = event::redact(&target.pdu, room.rules)?;
+        for write in storage::events::redact(target.nid, redaction.nid, &pdu.json) {
+            self.change.write(write);
+        }
+        let event = Event {
+            pdu: Arc::new(pdu),
+            redacted_by: Some(redaction.nid),
+            ..target
+        };
+        self.change.effect(Effect::Redacted {
+            room: Arc::clone(room),
+            event: Arc::new(event),
+        });
+        Ok(())
+    }
+}
+
+/// The nids of the events that an event names as those that allow it.
+pub(super) fn auth_nids(pdu: &Pdu, state: &StateMap) -> Vec<EventNid> {
+    let by_id: HashMap<&OwnedEventId, EventNid> = state
+        .values()
+        .flatten()
+        .map(|event| (&event.pdu.event_id, event.nid))
+        .collect();
+    pdu.auth_events
+        .iter()
+        .filter_map(|id| by_id.get(id).copied())
+        .collect()
+}
+
+/// Whether the event counts for the filter field `contains_url`.
+pub(super) fn has_url(pdu: &Pdu) -> bool {
+    #[derive(Deserialize)]
+    struct Content<'a> {
+        #[serde(borrow)]
+        url: std::borrow::Cow<'a, str>,
+    }
+    pdu.content.get().contains("\"url\"")
+        && pdu
+            .content_as::<Content<'_>>()
+            .is_ok_and(|content| !content.url.is_empty())
+}

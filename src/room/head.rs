@@ -1,0 +1,126 @@
+//! Where a room stands, and what its state is there.
+
+use std::{collections::HashMap, sync::Arc};
+
+use ruma::{OwnedEventId, events::StateEventType};
+
+use crate::{
+    app::App,
+    error::{Error, Result},
+    names::Key,
+    rooms::{Head, Room},
+    storage::{self, Event},
+};
+
+/// State events by type and state key; `None` where the state has none.
+pub type StateMap = HashMap<Key, Option<Arc<Event>>>;
+
+/// A pair of event type and state key.
+#[must_use]
+pub fn key(event_type: &StateEventType, state_key: &str) -> Key {
+    (event_type.to_string().into(), state_key.into())
+}
+
+/// Reads where a room stands.
+///
+/// # Errors
+/// If the database fails.
+pub async fn load(app: &App, room: &Room) -> Result<Head> {
+    let row = storage::rooms::many(&app.db, &[room.nid]).await?.pop();
+    let row = row
+        .ok_or_else(|| Error::internal(format!("{} has no head", room.id)))?
+        .head;
+    let ids: HashMap<_, _> = storage::events::ids(&app.db, &row.extremities)
+        .await?
+        .into_iter()
+        .collect();
+    let extremity_ids = row
+        .extremities
+        .iter()
+        .map(|nid| {
+            let id = ids
+                .get(nid)
+                .ok_or_else(|| Error::internal(format!("{} has lost an event", room.id)))?;
+            OwnedEventId::try_from(id.as_str()).map_err(Error::internal)
+        })
+        .collect::<Result<_>>()?;
+    Ok(Head {
+        extremity_ids,
+        ..Head::new(row)
+    })
+}
+
+/// The committed state of a room at these keys.
+///
+/// # Errors
+/// If the database fails.
+pub async fn current_state(app: &App, room: &Room, keys: &[Key]) -> Result<StateMap> {
+    let mut found = StateMap::with_capacity(keys.len());
+    let mut missing = Vec::new();
+    let read_at = {
+        let seen = room.seen();
+        for key in keys {
+            match seen.state.get(key) {
+                Some(event) => drop(found.insert(key.clone(), event.clone())),
+                None => missing.push(key.clone()),
+            }
+        }
+        seen.state_changes
+    };
+    if missing.is_empty() {
+        return Ok(found);
+    }
+    let nids = app.names.find_keys(&app.db, &missing).await?;
+    let wanted: Vec<_> = nids.values().copied().collect();
+    let events = storage::state::current(&app.db, room.rules, room.nid, Some(&wanted)).await?;
+    let mut by_nid: HashMap<_, _> = events
+        .into_iter()
+        .filter_map(|event| Some((event.key?, Arc::new(event))))
+        .collect();
+    let mut seen = room.seen_mut();
+    for key in missing {
+        let event = nids.get(&key).and_then(|nid| by_nid.remove(nid));
+        seen.remember_state(read_at, key.clone(), event.clone());
+        found.insert(key, event);
+    }
+    Ok(found)
+}
+
+/// One event of the committed state of a room.
+///
+/// # Errors
+/// If the database fails.
+pub async fn state_event(
+    app: &App,
+    room: &Room,
+    event_type: &StateEventType,
+    state_key: &str,
+) -> Result<Option<Arc<Event>>> {
+    let key = key(event_type, state_key);
+    let mut found = current_state(app, room, std::slice::from_ref(&key)).await?;
+    Ok(found.remove(&key).flatten())
+}
+
+/// The content of one event of the committed state, if there is one and it can be read as `T`.
+///
+/// # Errors
+/// If the database fails.
+pub async fn state_content<T: serde::de::DeserializeOwned>(
+    app: &App,
+    room: &Room,
+    event_type: &StateEventType,
+    state_key: &str,
+) -> Result<Option<T>> {
+    let event = state_event(app, room, event_type, state_key).await?;
+    Ok(event.and_then(|event| event.pdu.content_as().ok()))
+}
+
+impl Head {
+    /// Forgets which state events were on their way and have arrived.
+    pub fn settle(&mut self, room: &Room) {
+        if !self.pending.is_empty() {
+            let committed = room.seen().version;
+            self.pending.retain(|_, (_, version)| *version > committed);
+        }
+    }
+}

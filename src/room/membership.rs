@@ -1,0 +1,306 @@
+//! How people come to a room and leave it.
+
+mod restricted;
+
+use std::sync::Arc;
+
+use ruma::{
+    CanonicalJsonObject, CanonicalJsonValue, UserId,
+    events::{StateEventType, room::member::MembershipState},
+};
+
+use super::append::{Appended, NewEvent, Sender, append};
+use crate::{
+    app::App,
+    error::{Error, Result},
+    rooms::Room,
+    storage::{self, Member, Membership, members, profiles},
+};
+
+/// The content of a member event: what the user says about themselves, where that is known here.
+///
+/// # Errors
+/// If the database fails.
+pub async fn content(
+    app: &App,
+    user: &UserId,
+    membership: MembershipState,
+) -> Result<CanonicalJsonObject> {
+    let mut content = bare_content(membership);
+    if app.is_local(user)
+        && let Some(nid) = app.names.find_user(&app.db, user).await?
+    {
+        for (_, field, json) in
+            profiles::many(&app.db, &[nid], ["displayname", "avatar_url"]).await?
+        {
+            if let Ok(value) = serde_json::from_str::<String>(&json) {
+                content.insert(field, CanonicalJsonValue::String(value));
+            }
+        }
+    }
+    Ok(content)
+}
+
+/// The content of a member event that says nothing but the membership.
+#[must_use]
+pub fn bare_content(membership: MembershipState) -> CanonicalJsonObject {
+    CanonicalJsonObject::from([(
+        "membership".to_owned(),
+        CanonicalJsonValue::String(membership.as_str().to_owned()),
+    )])
+}
+
+/// What a user is to a room, if anything.
+///
+/// # Errors
+/// If the database fails.
+pub async fn of(app: &App, room: &Room, user: &UserId) -> Result<Option<Member>> {
+    match app.names.find_user(&app.db, user).await? {
+        Some(nid) => Ok(members::get(&app.db, room.nid, nid).await?),
+        None => Ok(None),
+    }
+}
+
+/// Changes what `user` is to a room.
+async fn change(
+    app: &App,
+    room: &Arc<Room>,
+    sender: &Sender,
+    user: &UserId,
+    mut content: CanonicalJsonObject,
+    reason: Option<String>,
+) -> Result<Appended> {
+    if let Some(reason) = reason {
+        content.insert("reason".to_owned(), CanonicalJsonValue::String(reason));
+    }
+    append(
+        app,
+        room,
+        sender,
+        NewEvent::state(StateEventType::RoomMember, user.as_str(), content),
+    )
+    .await
+}
+
+/// Joins a room. Somebody who has joined already stays as they are.
+///
+/// # Errors
+/// `M_FORBIDDEN` if the room's rules do not allow it.
+pub async fn join(
+    app: &App,
+    room: &Arc<Room>,
+    sender: &Sender,
+    reason: Option<String>,
+    extra: CanonicalJsonObject,
+) -> Result<()> {
+    let member = members::get(&app.db, room.nid, sender.user).await?;
+    let membership = member.map(|member| member.membership);
+    if membership == Some(Membership::Join) {
+        return Ok(());
+    }
+    let mut content = content(app, &sender.id, MembershipState::Join).await?;
+    content.extend(extra);
+    if membership != Some(Membership::Invite)
+        && let Some(authoriser) = restricted::authoriser(app, room, sender).await?
+    {
+        content.insert(
+            "join_authorised_via_users_server".to_owned(),
+            CanonicalJsonValue::String(authoriser.to_string()),
+        );
+    }
+    change(app, room, sender, &sender.id, content, reason).await?;
+    Ok(())
+}
+
+/// Leaves a room, or rejects an invite, or takes back a knock. Somebody who has left already stays as they are.
+///
+/// # Errors
+/// `M_FORBIDDEN` if the user was never in the room or is banned.
+pub async fn leave(
+    app: &App,
+    room: &Arc<Room>,
+    sender: &Sender,
+    reason: Option<String>,
+) -> Result<()> {
+    let member = members::get(&app.db, room.nid, sender.user).await?;
+    match member.map(|member| member.membership) {
+        Some(Membership::Leave) => return Ok(()),
+        Some(Membership::Join | Membership::Invite | Membership::Knock) => {}
+        Some(Membership::Ban) | None => return Err(Error::forbidden("you are not in this room")),
+    }
+    change(
+        app,
+        room,
+        sender,
+        &sender.id,
+        bare_content(MembershipState::Leave),
+        reason,
+    )
+    .await?;
+    Ok(())
+}
+
+/// Leaves a room for good: it disappears from the user's view of the world.
+///
+/// # Errors
+/// `M_UNKNOWN` while the user is in the room or invited.
+pub async fn forget(app: &App, room: &Room, sender: &Sender) -> Result<()> {
+    use crate::{bus::Effect, log::Change};
+    let member = members::get(&app.db, room.nid, sender.user).await?;
+    match member.map(|member| member.membership) {
+        Some(Membership::Leave | Membership::Ban) => {}
+        Some(_) => return Err(Error::refused("leave the room before you forget it")),
+        None => return Err(Error::refused("you were never in this room")),
+    }
+    let mut change = Change::new();
+    change.write(members::forget(room.nid, sender.user));
+    change.effect(Effect::Forgotten {
+        room: room.nid,
+        user: sender.user,
+    });
+    app.log.append(change).await?;
+    Ok(())
+}
+
+/// Invites a user.
+///
+/// # Errors
+/// `M_FORBIDDEN` if the room's rules do not allow it.
+pub async fn invite(
+    app: &App,
+    room: &Arc<Room>,
+    sender: &Sender,
+    user: &UserId,
+    reason: Option<String>,
+) -> Result<()> {
+    if !app.is_local(user) {
+        return Err(Error::forbidden(
+            "this server does not reach other servers yet",
+        ));
+    }
+    let content = content(app, user, MembershipState::Invite).await?;
+    change(app, room, sender, user, content, reason).await?;
+    Ok(())
+}
+
+/// Asks to be let in.
+///
+/// # Errors
+/// `M_FORBIDDEN` if the room's rules do not allow it.
+pub async fn knock(
+    app: &App,
+    room: &Arc<Room>,
+    sender: &Sender,
+    reason: Option<String>,
+) -> Result<()> {
+    let content = content(app, &sender.id, MembershipState::Knock).await?;
+    change(app, room, sender, &sender.id, content, reason).await?;
+    Ok(())
+}
+
+/// Makes somebody else leave a room.
+///
+/// # Errors
+/// `M_FORBIDDEN` if they are not in it, or the requester's power does not suffice.
+pub async fn kick(
+    app: &App,
+    room: &Arc<Room>,
+    sender: &Sender,
+    user: &UserId,
+    reason: Option<String>,
+) -> Result<()> {
+    match of(app, room, user).await?.map(|member| member.membership) {
+        Some(Membership::Join | Membership::Invite | Membership::Knock) => {}
+        _ => return Err(Error::forbidden("the user is not in this room")),
+    }
+    change(
+        app,
+        room,
+        sender,
+        user,
+        bare_content(MembershipState::Leave),
+        reason,
+    )
+    .await?;
+    Ok(())
+}
+
+/// Bans somebody, who need not be in the room.
+///
+/// # Errors
+/// `M_FORBIDDEN` if the requester's power does not suffice.
+pub async fn ban(
+    app: &App,
+    room: &Arc<Room>,
+    sender: &Sender,
+    user: &UserId,
+    reason: Option<String>,
+) -> Result<()> {
+    change(
+        app,
+        room,
+        sender,
+        user,
+        bare_content(MembershipState::Ban),
+        reason,
+    )
+    .await?;
+    Ok(())
+}
+
+/// Lifts a ban.
+///
+/// # Errors
+/// `M_FORBIDDEN` if there is none, or the requester's power does not suffice.
+pub async fn unban(
+    app: &App,
+    room: &Arc<Room>,
+    sender: &Sender,
+    user: &UserId,
+    reason: Option<String>,
+) -> Result<()> {
+    if of(app, room, user).await?.map(|member| member.membership) != Some(Membership::Ban) {
+        return Err(Error::forbidden("the user is not banned"));
+    }
+    change(
+        app,
+        room,
+        sender,
+        user,
+        bare_content(MembershipState::Leave),
+        reason,
+    )
+    .await?;
+    Ok(())
+}
+
+/// Leaves every room that the user is in or invited to, as a deactivated account does.
+///
+/// # Errors
+/// If the database fails. Rooms that refuse are left out.
+pub async fn leave_all(app: &App, sender: &Sender) -> Result<()> {
+    let members = storage::members::of_user(&app.db, sender.user).await?;
+    let present = [Membership::Join, Membership::Invite, Membership::Knock];
+    let nids: Vec<_> = members
+        .iter()
+        .filter(|member| present.contains(&member.membership))
+        .map(|member| member.room)
+        .collect();
+    for chunk in nids.chunks(100) {
+        for room in app
+            .rooms
+            .many(&app.db, || app.head(), chunk)
+            .await?
+            .into_values()
+        {
+            match leave(app, &room, sender, None).await {
+                Ok(()) => {}
+                Err(error @ Error::Matrix { .. }) => {
+                    tracing::warn!(room = %room.id, user = %sender.id, %error, "a deactivated user stays in a room");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,44 @@
+//! Who may do what: `m.room.power_levels` together with the creators.
+
+use homing_federation::event::Pdu;
+use ruma::{
+    OwnedUserId,
+    events::{
+        StateEventType,
+        room::power_levels::{RoomPowerLevels, RoomPowerLevelsEventContent, RoomPowerLevelsSource},
+    },
+    state_res::events::RoomCreateEvent,
+};
+
+use super::head;
+use crate::{app::App, error::Result, rooms::Room};
+
+/// The power levels that a create event and a power levels event amount to.
+#[must_use]
+pub fn from_events(
+    room: &Room,
+    create: Option<&Pdu>,
+    power_levels: Option<&Pdu>,
+) -> RoomPowerLevels {
+    let rules = &room.rules.authorization;
+    let creators: Vec<OwnedUserId> = create
+        .and_then(|pdu| RoomCreateEvent::new(pdu).creators(rules).ok())
+        .map(|creators| creators.into_iter().map(Into::into).collect())
+        .unwrap_or_default();
+    let content = power_levels.and_then(|pdu| pdu.content_as::<RoomPowerLevelsEventContent>().ok());
+    RoomPowerLevels::new(RoomPowerLevelsSource::from(content), rules, creators)
+}
+
+/// The power levels of a room now.
+///
+/// # Errors
+/// If the database fails.
+pub async fn now(app: &App, room: &Room) -> Result<RoomPowerLevels> {
+    let create = head::state_event(app, room, &StateEventType::RoomCreate, "").await?;
+    let power_levels = head::state_event(app, room, &StateEventType::RoomPowerLevels, "").await?;
+    Ok(from_events(
+        room,
+        create.as_deref().map(|event| &*event.pdu),
+        power_levels.as_deref().map(|event| &*event.pdu),
+    ))
+}
