@@ -5,3 +5,4 @@ pub mod create;
 pub mod head;
 pub mod membership;
 pub mod power;
+pub mod read;

@@ -58,6 +58,8 @@ pub mod flags {
     pub const SOFT_FAILED: i64 = 4;
     /// The event has a `url` in its content.
     pub const HAS_URL: i64 = 8;
+    /// The event notifies by default, so it is counted in `unread_idx`.
+    pub const NOTIFIES: i64 = 16;
     /// None of these may be shown.
     pub const HIDDEN: i64 = OUTLIER | REJECTED | SOFT_FAILED;
 }
@@ -279,4 +281,20 @@ pub async fn ids(db: &Db, nids: &[EventNid]) -> Result<Vec<(EventNid, String)>> 
         .iter()
         .map(|row| Ok((EventNid(row.get(0)?), row.get(1)?)))
         .collect()
+}
+
+/// How many events that notify by default a user has sent after a position: in a thread, or outside of all.
+pub async fn own_since(
+    db: &Db,
+    room: RoomNid,
+    user: UserNid,
+    thread: Option<EventNid>,
+    pos: Pos,
+) -> Result<i64> {
+    let query = sql!(
+        "SELECT count(*) FROM event WHERE room_nid = $1 AND pos > $2 AND sender_nid = $3 AND flags & 16 <> 0 ",
+        "AND coalesce(thread_nid, 0) = $4"
+    );
+    let thread = thread.map_or(0, |root| root.0);
+    db.one(query, args![room, pos, user, thread]).await?.get(0)
 }

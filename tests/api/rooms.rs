@@ -12,9 +12,14 @@ async fn a_direct_room_is_created_and_joined_and_both_speak() {
     let server = TestServer::start().await;
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);
     let room = alice
-        .create_room(json!({ "is_direct": true, "preset": "trusted_private_chat", "invite": [bob.id] }))
+        .create_room(
+            json!({ "is_direct": true, "preset": "trusted_private_chat", "invite": [bob.id] }),
+        )
         .await;
-    assert!(room.starts_with('!') && !room.contains(':'), "rooms of version 12 have no domain: {room}");
+    assert!(
+        room.starts_with('!') && !room.contains(':'),
+        "rooms of version 12 have no domain: {room}"
+    );
     bob.post(&format!("/join/{room}"), json!({})).await.ok();
     alice.say(&room, "hello").await;
     bob.say(&room, "hello, Alice").await;
@@ -27,12 +32,19 @@ async fn every_version_can_be_created() {
     let server = TestServer::start().await;
     let alice = server.register("alice").await;
     for version in ["6", "7", "8", "9", "10", "11", "12"] {
-        let room = alice.create_room(json!({ "room_version": version, "name": "Room", "topic": "Talk" })).await;
+        let room = alice
+            .create_room(json!({ "room_version": version, "name": "Room", "topic": "Talk" }))
+            .await;
         alice.say(&room, "hello").await;
-        assert_eq!(state(&alice, &room, "m.room.create").await["room_version"], version);
+        assert_eq!(
+            state(&alice, &room, "m.room.create").await["room_version"],
+            version
+        );
     }
     for version in ["1", "5", "13", "nonsense"] {
-        let answer = alice.post("/createRoom", json!({ "room_version": version })).await;
+        let answer = alice
+            .post("/createRoom", json!({ "room_version": version }))
+            .await;
         answer.fails(400, "M_UNSUPPORTED_ROOM_VERSION");
     }
 }
@@ -45,25 +57,46 @@ async fn a_transaction_id_counts_once_also_after_a_restart() {
     let path = format!("/_matrix/client/v3/rooms/{room}/send/m.room.message/once");
     let token = alice.token.clone();
     let body = json!({ "msgtype": "m.text", "body": "once" });
-    let first = server.request(Method::PUT, &path, Some(&token), Some(body.clone())).await.ok();
-    let second = server.request(Method::PUT, &path, Some(&token), Some(body.clone())).await.ok();
+    let first = server
+        .request(Method::PUT, &path, Some(&token), Some(body.clone()))
+        .await
+        .ok();
+    let second = server
+        .request(Method::PUT, &path, Some(&token), Some(body.clone()))
+        .await
+        .ok();
     assert_eq!(first, second);
     let server = server.restart().await;
-    let third = server.request(Method::PUT, &path, Some(&token), Some(body)).await.ok();
+    let third = server
+        .request(Method::PUT, &path, Some(&token), Some(body))
+        .await
+        .ok();
     assert_eq!(first, third);
 }
 
 #[tokio::test]
 async fn outsiders_may_not_send() {
     let server = TestServer::start().await;
-    let (alice, mallory) = (server.register("alice").await, server.register("mallory").await);
+    let (alice, mallory) = (
+        server.register("alice").await,
+        server.register("mallory").await,
+    );
     let room = alice.create_room(json!({})).await;
     for room in [&room, "!unknown:localhost"] {
         let path = format!("/rooms/{room}/send/m.room.message/1");
-        mallory.put(&path, json!({ "msgtype": "m.text", "body": "hi" })).await.fails(403, "M_FORBIDDEN");
+        mallory
+            .put(&path, json!({ "msgtype": "m.text", "body": "hi" }))
+            .await
+            .fails(403, "M_FORBIDDEN");
     }
-    mallory.post(&format!("/join/{room}"), json!({})).await.fails(403, "M_FORBIDDEN");
-    mallory.post("/join/!unknown:localhost", json!({})).await.fails(404, "M_NOT_FOUND");
+    mallory
+        .post(&format!("/join/{room}"), json!({}))
+        .await
+        .fails(403, "M_FORBIDDEN");
+    mallory
+        .post("/join/!unknown:localhost", json!({}))
+        .await
+        .fails(404, "M_NOT_FOUND");
 }
 
 #[tokio::test]

@@ -16,6 +16,7 @@ use crate::{
     },
     storage::{
         self, Event, EventNid, Position,
+        events::flags,
         threads::{self, ThreadCount},
     },
 };
@@ -82,7 +83,10 @@ impl Step<'_> {
         relation: Option<&Relation>,
         at: Position,
     ) -> Result<()> {
-        let notifies = matches!(&*event.pdu.event_type, "m.room.message" | "m.room.encrypted");
+        let notifies = matches!(
+            &*event.pdu.event_type,
+            "m.room.message" | "m.room.encrypted"
+        );
         match event.thread {
             Some(root) => {
                 let mut count = self.thread(root).await?;
@@ -101,6 +105,7 @@ impl Step<'_> {
             }
         }
         if notifies {
+            event.flags |= flags::NOTIFIES;
             let thread = event.thread.map_or(0, |root| root.0);
             let mut marker = self.marker(event.sender, thread).await?;
             marker.own += 1;
