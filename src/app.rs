@@ -13,11 +13,15 @@ use crate::{
     clock::Clock,
     config::Config,
     error::{Error, Result},
+    filter::Filters,
     log::Log,
     names::Names,
+    preferences::KnownPreferences,
+    presence::Presence,
     rooms::{Room, Rooms},
     storage::{Db, DeviceNid, Pos, RoomNid, TypeNid, UserNid},
     telemetry::Metrics,
+    typing::Typing,
 };
 
 /// The events that devices have sent lately, by room, type and transaction id.
@@ -44,6 +48,14 @@ pub struct App {
     pub txns: Txns,
     /// The sessions in memory.
     pub sessions: Sessions,
+    /// The filters in memory.
+    pub filters: Filters,
+    /// Push rules and ignored users in memory.
+    pub preferences: KnownPreferences,
+    /// Who types where.
+    pub typing: Typing,
+    /// Who is there.
+    pub presence: Presence,
     /// The key that signs events.
     pub signing_key: SigningKey,
     /// The time.

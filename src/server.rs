@@ -22,13 +22,17 @@ use crate::{
     client_server,
     clock::Clock,
     config::Config,
+    filter::Filters,
     listen::{self, Bound},
     log::{Committed, Log, OnCommit},
     names::Names,
     operations,
+    preferences::KnownPreferences,
+    presence::{self, Presence},
     rooms::Rooms,
     storage::{self, Db},
     telemetry::Metrics,
+    typing::Typing,
 };
 
 /// How many connections read from the database where the configuration does not say.
@@ -119,6 +123,7 @@ impl Server {
             tasks.spawn(listen::serve(bound, metrics, app.shutdown.clone()));
         }
         tasks.spawn(tidy(Arc::clone(&app)));
+        tasks.spawn(presence::run(Arc::clone(&app)));
         tasks.close();
         Ok(Self {
             app,
@@ -164,6 +169,10 @@ pub async fn open(config: Config) -> Result<Arc<App>, StartError> {
         bus,
         txns: Cache::new(CACHED_TXNS),
         sessions: Sessions::default(),
+        filters: Filters::default(),
+        preferences: KnownPreferences::default(),
+        typing: Typing::default(),
+        presence: Presence::default(),
         signing_key,
         clock: Clock::default(),
         metrics,

@@ -1,0 +1,191 @@
+//! What users have set that the server itself goes by: their push rules and whom they ignore.
+//!
+//! Both are account data. Most people never touch their push rules, so "the default rules" is kept as `None`, and all
+//! who have the default can be judged at once.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use quick_cache::sync::Cache;
+use ruma::{OwnedUserId, UserId, push::Ruleset};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    app::App,
+    error::{Error, Result},
+    storage::{UserNid, account_data},
+};
+
+/// The type of the account data that holds push rules.
+pub const PUSH_RULES: &str = "m.push_rules";
+/// The type of the account data that names ignored users.
+pub const IGNORED_USERS: &str = "m.ignored_user_list";
+
+/// How many users' preferences stay in memory.
+const CACHED_USERS: usize = 50_000;
+
+/// What one user has set.
+#[derive(Debug, Default)]
+pub struct Preferences {
+    /// The user's push rules; `None`: the default ones.
+    pub rules: Option<Arc<Ruleset>>,
+    /// Whom the user ignores.
+    pub ignored: Arc<HashSet<UserNid>>,
+}
+
+/// The preferences in memory.
+#[derive(Debug)]
+pub struct KnownPreferences {
+    users: Cache<UserNid, Arc<Preferences>>,
+    /// What most users have.
+    usual: Arc<Preferences>,
+    /// Counts changes, so that a slow reader does not put old preferences into `users`.
+    changes: Mutex<u64>,
+}
+
+impl Default for KnownPreferences {
+    fn default() -> Self {
+        Self {
+            users: Cache::new(CACHED_USERS),
+            usual: Arc::default(),
+            changes: Mutex::default(),
+        }
+    }
+}
+
+impl KnownPreferences {
+    /// Forgets what is known of a user. To be called once a change of their push rules or ignored users is committed.
+    pub fn forget(&self, user: UserNid) {
+        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        *changes += 1;
+        self.users.remove(&user);
+    }
+
+    fn changes(&self) -> u64 {
+        *self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn keep(&self, read_at: u64, user: UserNid, preferences: &Arc<Preferences>) {
+        let changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        if *changes == read_at {
+            self.users.insert(user, Arc::clone(preferences));
+        }
+    }
+}
+
+/// The content of `m.push_rules`.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct PushRules {
+    /// The rules.
+    pub global: Ruleset,
+}
+
+/// The content of `m.ignored_user_list`, as far as it can be read.
+#[derive(Debug, Deserialize)]
+struct IgnoredUsers {
+    #[serde(default)]
+    ignored_users: HashMap<String, serde::de::IgnoredAny>,
+}
+
+/// The users whom the content of an `m.ignored_user_list` names. What cannot be read names nobody.
+#[must_use]
+pub fn ignored_users(json: &str) -> Vec<OwnedUserId> {
+    serde_json::from_str::<IgnoredUsers>(json)
+        .map(|content| content.ignored_users)
+        .unwrap_or_default()
+        .into_keys()
+        .filter_map(|id| OwnedUserId::try_from(id).ok())
+        .collect()
+}
+
+/// What a user has set.
+///
+/// # Errors
+/// If the database fails.
+pub async fn get(app: &App, user: UserNid) -> Result<Arc<Preferences>> {
+    let mut found = many(app, &[user]).await?;
+    Ok(found.remove(&user).unwrap_or_default())
+}
+
+/// What some users have set: each of `users` has an entry.
+///
+/// # Errors
+/// If the database fails.
+pub async fn many(app: &App, users: &[UserNid]) -> Result<HashMap<UserNid, Arc<Preferences>>> {
+    let known = &app.preferences;
+    let mut found = HashMap::with_capacity(users.len());
+    let mut missing = Vec::new();
+    for user in users {
+        match known.users.get(user) {
+            Some(preferences) => drop(found.insert(*user, preferences)),
+            None => missing.push(*user),
+        }
+    }
+    if missing.is_empty() {
+        return Ok(found);
+    }
+    let read_at = known.changes();
+    let mut rows: HashMap<UserNid, Vec<(String, String)>> = HashMap::new();
+    for (user, event_type, json) in
+        account_data::of_users(&app.db, &missing, [PUSH_RULES, IGNORED_USERS]).await?
+    {
+        rows.entry(user).or_default().push((event_type, json));
+    }
+    for user in missing {
+        let preferences = match rows.remove(&user) {
+            None => Arc::clone(&known.usual),
+            Some(rows) => Arc::new(read(app, user, rows).await?),
+        };
+        known.keep(read_at, user, &preferences);
+        found.insert(user, preferences);
+    }
+    Ok(found)
+}
+
+async fn read(app: &App, user: UserNid, rows: Vec<(String, String)>) -> Result<Preferences> {
+    let mut preferences = Preferences::default();
+    for (event_type, json) in rows {
+        if event_type == PUSH_RULES {
+            let id = app.names.user_id(&app.db, user).await?;
+            preferences.rules = Some(Arc::new(read_rules(&json, &id)?));
+        } else {
+            let ids = ignored_users(&json);
+            let found = app
+                .names
+                .find_users(&app.db, ids.iter().map(AsRef::as_ref))
+                .await?;
+            preferences.ignored = Arc::new(found.into_values().collect());
+        }
+    }
+    Ok(preferences)
+}
+
+/// Stored rules, with predefined rules that came into the specification since.
+fn read_rules(json: &str, user_id: &UserId) -> Result<Ruleset> {
+    let content: PushRules = serde_json::from_str(json).map_err(Error::internal)?;
+    let mut rules = content.global;
+    rules.update_with_server_default(Ruleset::server_default(user_id));
+    Ok(rules)
+}
+
+/// The push rules of a user.
+///
+/// # Errors
+/// If the database fails.
+pub async fn push_rules(app: &App, user: UserNid, user_id: &UserId) -> Result<Arc<Ruleset>> {
+    let preferences = get(app, user).await?;
+    Ok(preferences
+        .rules
+        .clone()
+        .unwrap_or_else(|| Arc::new(Ruleset::server_default(user_id))))
+}
+
+/// Whom a user ignores.
+///
+/// # Errors
+/// If the database fails.
+pub async fn ignored(app: &App, user: UserNid) -> Result<Arc<HashSet<UserNid>>> {
+    Ok(Arc::clone(&get(app, user).await?.ignored))
+}
