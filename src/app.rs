@@ -8,7 +8,7 @@ use ruma::{OwnedEventId, OwnedServerName, RoomId, ServerName, UserId};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    auth::Sessions,
+    auth::{Seen, Sessions},
     bus::Bus,
     clock::Clock,
     config::Config,
@@ -16,12 +16,15 @@ use crate::{
     filter::Filters,
     log::Log,
     names::Names,
+    password::Passwords,
     preferences::KnownPreferences,
     presence::Presence,
+    rate_limit::Buckets,
     rooms::{Room, Rooms},
     storage::{Db, DeviceNid, Pos, RoomNid, TypeNid, UserNid},
     telemetry::Metrics,
     typing::Typing,
+    uiaa::Uiaa,
 };
 
 /// The events that devices have sent lately, by room, type and transaction id.
@@ -56,6 +59,14 @@ pub struct App {
     pub typing: Typing,
     /// Who is there.
     pub presence: Presence,
+    /// When devices were seen, not yet written.
+    pub seen: Seen,
+    /// What hashes passwords.
+    pub passwords: Passwords,
+    /// How often who did what.
+    pub buckets: Buckets,
+    /// The sessions of the User-Interactive Authentication API.
+    pub uiaa: Uiaa,
     /// The key that signs events.
     pub signing_key: SigningKey,
     /// The time.

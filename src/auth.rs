@@ -1,7 +1,10 @@
 //! Who is asking: access tokens and the sessions they stand for.
 
+mod seen;
+
 use std::{future::Future, sync::Arc};
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::request::Parts;
 use quick_cache::sync::Cache;
 use ruma::{
@@ -16,8 +19,11 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     app::App,
     error::{Error, Result},
+    listen::ClientAddress,
+    log::Change,
     storage::{self, DeviceNid, UserNid},
 };
+pub use seen::Seen;
 
 /// How many sessions are kept in memory.
 const CACHED_SESSIONS: usize = 50_000;
@@ -52,6 +58,13 @@ pub fn hash_token(token: &str) -> TokenHash {
     Sha256::digest(token.as_bytes()).into()
 }
 
+/// A new secret: 192 random bits, behind a word that says what it is for.
+#[must_use]
+pub fn new_token(purpose: &str) -> String {
+    let secret = URL_SAFE_NO_PAD.encode(rand::random::<[u8; 24]>());
+    format!("homing_{purpose}_{secret}")
+}
+
 /// Sessions in memory, by token.
 #[derive(Debug)]
 pub struct Sessions(Cache<TokenHash, Arc<Requester>>);
@@ -82,6 +95,9 @@ pub async fn requester(app: &App, token: &str) -> Result<Arc<Requester>> {
             let Some(session) = storage::sessions::by_token(&app.db, &hash).await? else {
                 return Err(Error::unknown_token(false));
             };
+            if let Some(refresh) = &session.unconfirmed {
+                confirm(app, refresh, session.device_nid).await?;
+            }
             let requester = Arc::new(Requester {
                 user_id: OwnedUserId::try_from(session.user_id).map_err(Error::internal)?,
                 user: session.user_nid,
@@ -102,6 +118,26 @@ pub async fn requester(app: &App, token: &str) -> Result<Arc<Requester>> {
     {
         return Err(Error::unknown_token(true));
     }
+    Ok(requester)
+}
+
+/// The client uses the tokens that it got for a refresh token: so those before them end.
+async fn confirm(app: &App, refresh: &[u8], device: DeviceNid) -> Result<()> {
+    let mut change = Change::new();
+    for write in storage::sessions::confirm(refresh) {
+        change.write(write);
+    }
+    app.log.append(change).await?;
+    app.sessions.forget(|requester| requester.device == device);
+    Ok(())
+}
+
+/// The requester that the header (or the query) of a request names, who is seen with that.
+async fn seen(app: &App, parts: &Parts, token: &str) -> Result<Arc<Requester>> {
+    let requester = requester(app, token).await?;
+    let address = parts.extensions.get::<ClientAddress>();
+    let address = address.map(|address| address.0);
+    app.seen.note(requester.device, app.clock.now(), address);
     Ok(requester)
 }
 
@@ -135,7 +171,7 @@ impl Authenticate for AccessToken {
 
     async fn authenticate(app: &App, parts: &Parts) -> Result<Arc<Requester>> {
         match token::<AccessTokenOptional>(parts)? {
-            Some(token) => requester(app, &token).await,
+            Some(token) => seen(app, parts, &token).await,
             None => Err(Error::missing_token("an access token is needed")),
         }
     }
@@ -146,7 +182,7 @@ impl Authenticate for AccessTokenOptional {
 
     async fn authenticate(app: &App, parts: &Parts) -> Result<Option<Arc<Requester>>> {
         match token::<AccessTokenOptional>(parts)? {
-            Some(token) => requester(app, &token).await.map(Some),
+            Some(token) => seen(app, parts, &token).await.map(Some),
             None => Ok(None),
         }
     }

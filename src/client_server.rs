@@ -1,9 +1,12 @@
 //! The Client-Server API: one file for each of its sections, with the handlers and the routes to them.
 
+mod account;
 mod create_room;
 mod discovery;
 mod membership;
+mod register;
 mod send;
+mod session;
 
 use crate::http::Routes;
 
@@ -15,4 +18,7 @@ pub fn routes() -> Routes {
         .merge(discovery::routes())
         .merge(membership::routes())
         .merge(send::routes())
+        .merge(account::routes())
+        .merge(register::routes())
+        .merge(session::routes())
 }

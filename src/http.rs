@@ -98,6 +98,32 @@ impl Routes {
         ))
     }
 
+    /// The same for an endpoint of the User-Interactive Authentication API: what a client has sent once it need not
+    /// repeat when it comes back with its session.
+    #[must_use]
+    pub fn interactive<R, F, A>(self, handler: F) -> Self
+    where
+        R: IncomingRequest<Authentication: Authenticate> + Send + 'static,
+        R::OutgoingResponse: Send,
+        F: Fn(Arc<App>, Call<R>) -> A + Clone + Send + Sync + 'static,
+        A: Future<Output = Result<R::OutgoingResponse>> + Send,
+    {
+        self.raw::<R>(on(
+            method_filter(&R::METHOD),
+            move |State(app): State<Arc<App>>, params: RawPathParams, request: Request| {
+                let handler = handler.clone();
+                async move {
+                    let (parts, body) = request.into_parts();
+                    let raw = read_body(body, BODY_LIMIT).await?;
+                    let raw = app.uiaa.complete(parts.uri.path(), raw, app.clock.now());
+                    let request = Request::from_parts(parts, Body::from(raw));
+                    // What was kept may come on top of what was sent.
+                    answer::<R, F, A>(app, params, request, 2 * BODY_LIMIT, handler).await
+                }
+            },
+        ))
+    }
+
     /// Answers ruma's endpoint `R`, under each of its paths, with an axum handler: for bodies that are not JSON.
     #[must_use]
     pub fn raw<R: Metadata>(self, handler: MethodRouter<Arc<App>>) -> Self {

@@ -4,6 +4,7 @@
 //! handler in [`client_server`], which asks the rules in [`room`] and [`sync`]; what changes goes through the [`log`]
 //! into [`storage`], and from there over the [`bus`] to whoever waits for it.
 
+pub mod accounts;
 pub mod announcement;
 pub mod app;
 pub mod auth;
@@ -18,13 +19,17 @@ pub mod listen;
 pub mod log;
 pub mod names;
 pub mod operations;
+pub mod password;
 pub mod preferences;
 pub mod presence;
+pub mod rate_limit;
 pub mod room;
 pub mod rooms;
 pub mod server;
+pub mod sessions;
 pub mod storage;
 pub mod telemetry;
 pub mod typing;
+pub mod uiaa;
 
 pub use server::Server;

@@ -104,7 +104,8 @@ async fn serve(config: Config) -> Result<(), Failure> {
 
     let server = Server::start(config).await?;
     let urls: Vec<_> = server.listeners.iter().map(|bound| bound.url()).collect();
-    print!("{}", announce(&server.app.config, &urls, None));
+    let first_token = server.first_token.as_deref();
+    print!("{}", announce(&server.app.config, &urls, first_token));
 
     tokio::spawn(signals.obey(server.app.shutdown.clone(), server.listeners.clone()));
     server.ended().await;

@@ -16,23 +16,28 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower_http::cors::{Any, CorsLayer};
 
 use crate::{
+    accounts,
     app::App,
-    auth::Sessions,
+    auth::{Seen, Sessions},
     bus::Bus,
     client_server,
     clock::Clock,
     config::Config,
+    error::Error,
     filter::Filters,
     listen::{self, Bound},
-    log::{Committed, Log, OnCommit},
+    log::{Change, Committed, Log, OnCommit},
     names::Names,
     operations,
+    password::Passwords,
     preferences::KnownPreferences,
     presence::{self, Presence},
+    rate_limit::Buckets,
     rooms::Rooms,
     storage::{self, Db},
     telemetry::Metrics,
     typing::Typing,
+    uiaa::Uiaa,
 };
 
 /// How many connections read from the database where the configuration does not say.
@@ -70,6 +75,9 @@ pub enum StartError {
     /// A listener cannot be opened.
     #[error(transparent)]
     Listen(#[from] listen::Error),
+    /// What the server needs at its start cannot be read or written.
+    #[error(transparent)]
+    Prepare(#[from] Error),
 }
 
 /// A running server.
@@ -79,6 +87,8 @@ pub struct Server {
     pub app: Arc<App>,
     /// Where it listens.
     pub listeners: Vec<Arc<Bound>>,
+    /// The registration token of the first account, as long as there is none.
+    pub first_token: Option<String>,
     tasks: TaskTracker,
     _lock: File,
 }
@@ -106,6 +116,7 @@ impl Server {
 
         let listeners = listen::bind(&config.listeners).await?;
         let app = open(config).await?;
+        let first_token = accounts::first_token(&app).await?;
         let router = router(&app);
         let tasks = TaskTracker::new();
         tasks.spawn(listen::serve(
@@ -128,6 +139,7 @@ impl Server {
         Ok(Self {
             app,
             listeners,
+            first_token,
             tasks,
             _lock: lock,
         })
@@ -173,6 +185,10 @@ pub async fn open(config: Config) -> Result<Arc<App>, StartError> {
         preferences: KnownPreferences::default(),
         typing: Typing::default(),
         presence: Presence::default(),
+        seen: Seen::default(),
+        passwords: Passwords::default(),
+        buckets: Buckets::default(),
+        uiaa: Uiaa::default(),
         signing_key,
         clock: Clock::default(),
         metrics,
@@ -273,5 +289,26 @@ async fn tidy(app: Arc<App>) {
         .is_some()
     {
         app.bus.drop_idle();
+        write_seen(&app).await;
+    }
+    write_seen(&app).await;
+}
+
+/// Writes when devices were last seen. If that fails, it is only logged: nobody waits for it.
+async fn write_seen(app: &App) {
+    let mut change = Change::new();
+    let fresh = app.seen.take();
+    if fresh.is_empty() {
+        return;
+    }
+    for (device, (ts, address)) in fresh {
+        change.write(storage::devices::seen(
+            device,
+            ts,
+            address.map(|a| a.to_string()),
+        ));
+    }
+    if let Err(error) = app.log.append(change).await {
+        tracing::warn!(%error, "cannot write when devices were last seen");
     }
 }

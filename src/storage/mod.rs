@@ -5,8 +5,10 @@ mod nid;
 mod write;
 
 pub mod account_data;
+pub mod accounts;
 pub mod aliases;
 pub mod commits;
+pub mod devices;
 pub mod directory;
 pub mod events;
 pub mod filters;
@@ -21,6 +23,7 @@ pub mod rooms;
 pub mod sessions;
 pub mod state;
 pub mod threads;
+pub mod tokens;
 
 pub use db::{Arg, Column, Db, Position, Result, Row, Sql, Statistics};
 pub use events::Event;

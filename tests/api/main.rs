@@ -5,5 +5,6 @@
 
 mod server;
 
+mod accounts;
 mod discovery;
 mod rooms;

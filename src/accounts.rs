@@ -1,0 +1,216 @@
+//! Local accounts: their names, how they are made, and who may make one.
+
+use http::StatusCode;
+use rand::seq::IndexedRandom as _;
+use ruma::{
+    OwnedUserId, UserId,
+    api::{client::uiaa::UserIdentifier, error::ErrorKind},
+};
+
+use crate::{
+    app::App,
+    config::RegistrationMode,
+    error::{Error, Result},
+    log::{AppendError, Change},
+    storage::{
+        UserNid,
+        accounts::{self, Account},
+        tokens,
+    },
+};
+
+/// The longest user id, in bytes ("User Identifiers").
+const LONGEST_ID: usize = 255;
+
+/// What lets somebody make an account.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ticket {
+    /// Nothing is needed, or it was checked already.
+    Free,
+    /// A registration token from the settings, which can be used for ever.
+    Configured,
+    /// A stored registration token.
+    Token(String),
+    /// The token of the first account, which makes an administrator.
+    First(String),
+}
+
+/// An account to be made.
+#[derive(Debug)]
+pub struct NewAccount<'a> {
+    /// Its name, from [`new_user_id`].
+    pub user_id: &'a UserId,
+    /// The hash of its password, if it has one.
+    pub password_hash: Option<String>,
+    /// Whether it is an administrator's.
+    pub is_admin: bool,
+    /// Whether it is a guest's.
+    pub is_guest: bool,
+    /// What lets it be made.
+    pub ticket: Ticket,
+}
+
+fn invalid_username(message: &str) -> Error {
+    Error::new(StatusCode::BAD_REQUEST, ErrorKind::InvalidUsername, message)
+}
+
+fn user_in_use() -> Error {
+    Error::new(
+        StatusCode::BAD_REQUEST,
+        ErrorKind::UserInUse,
+        "this name is taken",
+    )
+}
+
+/// The user id that an account with this name would have. Capitals become small.
+///
+/// # Errors
+/// `M_INVALID_USERNAME` if the name has other characters than "User Identifiers" allows, is too long, or is kept for
+/// others: those of digits only are for guests, those that begin with `_` for application services.
+pub fn new_user_id(app: &App, name: &str) -> Result<OwnedUserId> {
+    let name = name.to_ascii_lowercase();
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._=-/+".contains(&b);
+    if name.is_empty() || !name.bytes().all(allowed) {
+        return Err(invalid_username(
+            "a name has the characters a-z, 0-9, \".\", \"_\", \"=\", \"-\", \"/\" and \"+\"",
+        ));
+    }
+    if name.starts_with('_') || name.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(invalid_username("such names are reserved"));
+    }
+    user_id(app, &name)
+}
+
+fn user_id(app: &App, localpart: &str) -> Result<OwnedUserId> {
+    let id = format!("@{localpart}:{}", app.name());
+    if id.len() > LONGEST_ID {
+        return Err(invalid_username("the name is too long"));
+    }
+    OwnedUserId::try_from(id).map_err(|_| invalid_username("this cannot be a name"))
+}
+
+/// Whether an account with this user id can be made.
+///
+/// # Errors
+/// `M_USER_IN_USE` if there is one already, or was: names are never used again.
+pub async fn expect_free(app: &App, id: &UserId) -> Result<()> {
+    match accounts::by_localpart(&app.db, id.localpart()).await? {
+        Some(_) => Err(user_in_use()),
+        None => Ok(()),
+    }
+}
+
+/// A name for somebody who has asked for none. Guests have digits only.
+pub fn any_user_id(app: &App, is_guest: bool) -> Result<OwnedUserId> {
+    let alphabet: &[u8] = if is_guest {
+        b"0123456789"
+    } else {
+        b"abcdefghijkmnpqrstuvwxyz"
+    };
+    let mut rng = rand::rng();
+    let name: String = (0..16)
+        .filter_map(|_| alphabet.choose(&mut rng).copied().map(char::from))
+        .collect();
+    user_id(app, &name)
+}
+
+/// Makes an account.
+///
+/// # Errors
+/// `M_USER_IN_USE` if the name is taken, `M_FORBIDDEN` if the ticket has been used up meanwhile.
+pub async fn create(app: &App, new: NewAccount<'_>) -> Result<UserNid> {
+    let user = app.user(new.user_id).await?;
+    let mut change = Change::new();
+    let is_admin = match &new.ticket {
+        Ticket::Free | Ticket::Configured => new.is_admin,
+        Ticket::Token(token) => {
+            change.write(tokens::use_registration(token, app.clock.now()));
+            new.is_admin
+        }
+        Ticket::First(token) => {
+            change.write(tokens::use_first(token));
+            true
+        }
+    };
+    if !new.is_guest {
+        change.write(tokens::drop_first());
+    }
+    let account = Account {
+        user,
+        password_hash: new.password_hash,
+        created_ts: app.clock.now(),
+        is_admin,
+        is_guest: new.is_guest,
+        deactivated: false,
+    };
+    change.write(accounts::add(new.user_id.localpart(), account));
+    match app.log.append(change).await {
+        Ok(_) => Ok(user),
+        Err(AppendError::Duplicate) => Err(user_in_use()),
+        Err(AppendError::Unexpected) => Err(Error::forbidden(
+            "the registration token has been used up meanwhile",
+        )),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What a registration token is good for now, if anything.
+pub async fn ticket(app: &App, token: &str) -> Result<Option<Ticket>> {
+    let stored = tokens::registration(&app.db, token, app.clock.now()).await?;
+    if stored.is_some_and(|stored| stored.is_first) {
+        return Ok(Some(Ticket::First(token.to_owned())));
+    }
+    let registration = &app.config.registration;
+    if registration.mode == RegistrationMode::Closed {
+        return Ok(None);
+    }
+    if registration.tokens.iter().any(|t| t.reveal() == token) {
+        return Ok(Some(Ticket::Configured));
+    }
+    Ok(stored.map(|_| Ticket::Token(token.to_owned())))
+}
+
+/// The token with which the first account is registered, made now if there is none; nothing once there is an account.
+pub async fn first_token(app: &App) -> Result<Option<String>> {
+    if accounts::any(&app.db).await? {
+        return Ok(None);
+    }
+    if let Some(token) = tokens::first(&app.db).await? {
+        return Ok(Some(token));
+    }
+    let token = crate::auth::new_token("first");
+    let mut change = Change::new();
+    change.write(tokens::add_first(&token));
+    app.log.append(change).await?;
+    Ok(Some(token))
+}
+
+/// The local account that a client means by an identifier: a user id or its local part.
+pub async fn identified(app: &App, identifier: &UserIdentifier) -> Result<Option<Account>> {
+    match identifier {
+        UserIdentifier::Matrix(matrix) => named(app, &matrix.user).await,
+        // No account here has an address or a telephone number.
+        _ => Ok(None),
+    }
+}
+
+/// The local account with this user id or local part.
+pub async fn named(app: &App, name: &str) -> Result<Option<Account>> {
+    let localpart = if name.starts_with('@') {
+        match UserId::parse(name) {
+            Ok(id) if app.is_local(&id) => id.localpart().to_owned(),
+            _ => return Ok(None),
+        }
+    } else {
+        name.to_owned()
+    };
+    if let Some(account) = accounts::by_localpart(&app.db, &localpart).await? {
+        return Ok(Some(account));
+    }
+    // Telephones like to begin with a capital.
+    let small = localpart.to_ascii_lowercase();
+    if small == localpart {
+        return Ok(None);
+    }
+    Ok(accounts::by_localpart(&app.db, &small).await?)
+}

@@ -1,0 +1,257 @@
+//! Signing in, refreshing, signing out: devices and the tokens that speak for them.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use ruma::{OwnedDeviceId, api::error::ErrorKind};
+
+use crate::{
+    app::App,
+    auth::{hash_token, new_token},
+    error::{Error, Result},
+    log::{AppendError, Change},
+    storage::{DeviceNid, UserNid, accounts, devices, sessions, tokens},
+};
+
+/// The longest id of a device and the longest name, in bytes.
+const LONGEST_DEVICE_ID: usize = 255;
+/// The longest name of a device, in bytes.
+pub const LONGEST_DEVICE_NAME: usize = 255;
+/// Letters in the ids of devices that come without.
+const NEW_DEVICE_ID: usize = 10;
+
+/// What somebody signs in with.
+#[derive(Debug, Default)]
+pub struct SignIn {
+    /// The device, if it has an id already.
+    pub device_id: Option<OwnedDeviceId>,
+    /// What the device is called if it is new.
+    pub display_name: Option<String>,
+    /// Whether the client can refresh its access token.
+    pub refresh: bool,
+}
+
+/// New tokens.
+#[derive(Debug)]
+pub struct Tokens {
+    /// The access token.
+    pub access: String,
+    /// The refresh token, if the client asked for one.
+    pub refresh: Option<String>,
+    /// How long the access token is valid.
+    pub expires_in: Option<Duration>,
+}
+
+/// Checks what a client says of its device, before anything is done.
+///
+/// # Errors
+/// `M_INVALID_PARAM` if the id is empty or it or the name is too long.
+pub fn check(sign_in: &SignIn) -> Result<()> {
+    if let Some(id) = &sign_in.device_id
+        && !(1..=LONGEST_DEVICE_ID).contains(&id.as_str().len())
+    {
+        return Err(Error::invalid_param(format!(
+            "a device id has 1 to {LONGEST_DEVICE_ID} bytes"
+        )));
+    }
+    if sign_in
+        .display_name
+        .as_ref()
+        .is_some_and(|name| name.len() > LONGEST_DEVICE_NAME)
+    {
+        return Err(Error::invalid_param(format!(
+            "the name of a device has at most {LONGEST_DEVICE_NAME} bytes"
+        )));
+    }
+    Ok(())
+}
+
+/// Signs a user in on a device, which is made if there is none with this id. Earlier tokens of the device end.
+pub async fn sign_in(app: &App, user: UserNid, sign_in: SignIn) -> Result<(OwnedDeviceId, Tokens)> {
+    check(&sign_in)?;
+    loop {
+        let id = sign_in.device_id.clone().unwrap_or_else(new_device_id);
+        let known = devices::find(&app.db, user, id.as_str()).await?;
+        let mut change = Change::new();
+        change.write(accounts::expect_active(user));
+        let device = match known {
+            Some(device) => {
+                change.write(devices::expect(device));
+                for write in sessions::end(device) {
+                    change.write(write);
+                }
+                device
+            }
+            None => {
+                let device = DeviceNid(app.log.new_id()?);
+                let name = sign_in.display_name.as_deref();
+                change.write(devices::add(
+                    device,
+                    user,
+                    id.as_str(),
+                    name,
+                    app.clock.now(),
+                ));
+                device
+            }
+        };
+        let tokens = add_tokens(app, &mut change, device, sign_in.refresh, None);
+        match app.log.append(change).await {
+            Ok(_) => {
+                app.sessions.forget(|requester| requester.device == device);
+                return Ok((id, tokens));
+            }
+            // The device came or went meanwhile.
+            Err(AppendError::Duplicate) => {}
+            Err(AppendError::Unexpected) if accounts::is_active(&app.db, user).await? => {}
+            Err(AppendError::Unexpected) => return Err(deactivated()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn new_device_id() -> OwnedDeviceId {
+    let letters = std::iter::repeat_with(|| char::from(rand::random_range(b'A'..=b'Z')));
+    letters.take(NEW_DEVICE_ID).collect::<String>().into()
+}
+
+fn add_tokens(
+    app: &App,
+    change: &mut Change,
+    device: DeviceNid,
+    refresh: bool,
+    parent: Option<&[u8]>,
+) -> Tokens {
+    let settings = &app.config.sessions;
+    let until = |seconds: u64| {
+        let millis = i64::try_from(seconds).unwrap_or(i64::MAX);
+        app.clock.now().saturating_add(millis.saturating_mul(1000))
+    };
+    let access = new_token("access");
+    if !refresh {
+        change.write(sessions::add(&hash_token(&access), device, None, None));
+        return Tokens {
+            access,
+            refresh: None,
+            expires_in: None,
+        };
+    }
+    let refresh = new_token("refresh");
+    let hash = hash_token(&refresh);
+    let ends = settings.refresh_token_seconds.map(until);
+    change.write(sessions::add_refresh(&hash, device, ends, parent));
+    let ends = Some(until(settings.access_token_seconds));
+    change.write(sessions::add(
+        &hash_token(&access),
+        device,
+        ends,
+        Some(&hash),
+    ));
+    Tokens {
+        access,
+        refresh: Some(refresh),
+        expires_in: Some(Duration::from_secs(settings.access_token_seconds)),
+    }
+}
+
+/// New tokens for a refresh token. The old ones stay valid until one of the new ones is used, because the answer may
+/// get lost.
+///
+/// # Errors
+/// `M_UNKNOWN_TOKEN`, as a soft logout if the token has only expired.
+pub async fn refresh(app: &App, token: &str) -> Result<Tokens> {
+    let hash = hash_token(token);
+    let Some(known) = sessions::refresh_token(&app.db, &hash).await? else {
+        return Err(Error::unknown_token(false));
+    };
+    if known
+        .expires
+        .is_some_and(|expires| expires <= app.clock.now())
+    {
+        return Err(Error::unknown_token(true));
+    }
+    let mut change = Change::new();
+    change.write(sessions::expect_refresh(&hash));
+    for write in sessions::confirm(&hash) {
+        change.write(write);
+    }
+    for write in sessions::drop_children(&hash) {
+        change.write(write);
+    }
+    let tokens = add_tokens(app, &mut change, known.device, true, Some(&hash));
+    match app.log.append(change).await {
+        Ok(_) => {}
+        Err(AppendError::Unexpected) => return Err(Error::unknown_token(false)),
+        Err(error) => return Err(error.into()),
+    }
+    app.sessions
+        .forget(|requester| requester.device == known.device);
+    Ok(tokens)
+}
+
+/// Ends devices of a user, with their tokens.
+pub async fn end_devices(app: &App, devices: &[DeviceNid]) -> Result<()> {
+    let mut change = Change::new();
+    for write in devices::delete(devices) {
+        change.write(write);
+    }
+    app.log.append(change).await?;
+    forget(app, devices);
+    Ok(())
+}
+
+fn forget(app: &App, devices: &[DeviceNid]) {
+    app.sessions
+        .forget(|requester| devices.contains(&requester.device));
+    app.seen.forget(devices);
+}
+
+/// Ends all devices of a user but `kept`.
+pub async fn end_all(app: &App, user: UserNid, kept: Option<DeviceNid>) -> Result<()> {
+    let devices: Vec<DeviceNid> = devices::of_user(&app.db, user)
+        .await?
+        .into_iter()
+        .map(|device| device.nid)
+        .filter(|device| Some(*device) != kept)
+        .collect();
+    end_devices(app, &devices).await
+}
+
+/// Closes an account for good: no password, no devices, no tokens.
+pub async fn deactivate(app: &App, user: UserNid, erase: bool) -> Result<()> {
+    let mut change = Change::new();
+    change.write(accounts::deactivate(user, erase));
+    for write in tokens::end(user) {
+        change.write(write);
+    }
+    app.log.append(change).await?;
+    end_all(app, user, None).await
+}
+
+/// Checks a password.
+///
+/// # Errors
+/// `M_FORBIDDEN` if it is wrong or there is no such account, `M_USER_DEACTIVATED`, `M_LIMIT_EXCEEDED`.
+pub async fn check_password(
+    app: &App,
+    account: Option<&accounts::Account>,
+    password: String,
+) -> Result<UserNid> {
+    if account.is_some_and(|account| account.deactivated) {
+        return Err(deactivated());
+    }
+    let hash = account.and_then(|account| account.password_hash.clone());
+    let right = app.passwords.verify(password, hash).await?;
+    match account {
+        Some(account) if right => Ok(account.user),
+        _ => Err(Error::forbidden("the name or the password is wrong")),
+    }
+}
+
+fn deactivated() -> Error {
+    Error::new(
+        StatusCode::FORBIDDEN,
+        ErrorKind::UserDeactivated,
+        "this account has been deactivated",
+    )
+}

@@ -1,0 +1,117 @@
+//! `account`: the people who have an account here.
+
+use super::{Db, Insert, Result, UserNid, Write};
+use crate::{args, sql};
+
+/// An account.
+#[derive(Clone, Debug)]
+pub struct Account {
+    /// Whose it is.
+    pub user: UserNid,
+    /// The Argon2 hash of the password; accounts without one cannot sign in with a password.
+    pub password_hash: Option<String>,
+    /// When it was made, in milliseconds since 1970.
+    pub created_ts: i64,
+    /// Whether the user may use the admin API.
+    pub is_admin: bool,
+    /// Whether this is a guest.
+    pub is_guest: bool,
+    /// Whether the account was closed for good.
+    pub deactivated: bool,
+}
+
+/// The account with this name, if there is one.
+pub async fn by_localpart(db: &Db, localpart: &str) -> Result<Option<Account>> {
+    let query = sql!(
+        "SELECT user_nid, password_hash, created_ts, is_admin, is_guest, deactivated FROM account WHERE localpart = $1"
+    );
+    let Some(row) = db.maybe(query, args![localpart]).await? else {
+        return Ok(None);
+    };
+    Ok(Some(Account {
+        user: UserNid(row.get(0)?),
+        password_hash: row.get(1)?,
+        created_ts: row.get(2)?,
+        is_admin: row.get(3)?,
+        is_guest: row.get(4)?,
+        deactivated: row.get(5)?,
+    }))
+}
+
+/// Whether there is any account.
+pub async fn any(db: &Db) -> Result<bool> {
+    let query = sql!("SELECT 1 FROM account LIMIT 1");
+    Ok(!db.rows(query, args![]).await?.is_empty())
+}
+
+static ACCOUNT: Insert = Insert {
+    table: "account",
+    columns: &[
+        "user_nid",
+        "localpart",
+        "password_hash",
+        "created_ts",
+        "is_admin",
+        "is_guest",
+        "deactivated",
+        "erased",
+    ],
+    key: 0,
+    conflict: "",
+};
+
+/// Makes an account; the change is refused if the name is taken.
+#[must_use]
+pub fn add(localpart: &str, account: Account) -> Write {
+    let row = args![
+        account.user,
+        localpart,
+        account.password_hash,
+        account.created_ts,
+        account.is_admin,
+        account.is_guest,
+        account.deactivated,
+        false
+    ];
+    Write::Insert(&ACCOUNT, row)
+}
+
+/// Gives an account that is not deactivated another password; the change is refused if there is none.
+#[must_use]
+pub fn set_password(user: UserNid, hash: &str) -> Write {
+    let statement =
+        sql!("UPDATE account SET password_hash = $2 WHERE user_nid = $1 AND NOT deactivated");
+    Write::Expect(statement, args![user, hash], 1)
+}
+
+/// Closes an account for good. `erase`: the user's messages are not to be shown to those who have not seen them yet.
+#[must_use]
+pub fn deactivate(user: UserNid, erase: bool) -> Write {
+    let statement = sql!(
+        "UPDATE account SET deactivated = TRUE, password_hash = NULL, is_admin = FALSE, erased = $2 WHERE user_nid = $1"
+    );
+    Write::Run(statement, args![user, erase])
+}
+
+/// Whether there is such an account and it is not deactivated.
+pub async fn is_active(db: &Db, user: UserNid) -> Result<bool> {
+    let query = sql!("SELECT 1 FROM account WHERE user_nid = $1 AND NOT deactivated");
+    Ok(!db.rows(query, args![user]).await?.is_empty())
+}
+
+/// Refuses the change if there is no such account or it is deactivated.
+#[must_use]
+pub fn expect_active(user: UserNid) -> Write {
+    let statement =
+        sql!("UPDATE account SET deactivated = FALSE WHERE user_nid = $1 AND NOT deactivated");
+    Write::Expect(statement, args![user], 1)
+}
+
+/// The hash of a user's password, if the account is open and has one.
+pub async fn password_hash(db: &Db, user: UserNid) -> Result<Option<String>> {
+    let query = sql!("SELECT password_hash FROM account WHERE user_nid = $1");
+    match db.maybe(query, args![user]).await? {
+        Some(row) => row.get(0),
+        None => Ok(None),
+    }
+}
