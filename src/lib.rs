@@ -29,6 +29,7 @@ pub mod server;
 pub mod sessions;
 pub mod storage;
 pub mod telemetry;
+pub mod token;
 pub mod typing;
 pub mod uiaa;
 

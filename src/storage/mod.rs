@@ -18,6 +18,7 @@ pub mod names;
 pub mod presence;
 pub mod profiles;
 pub mod receipts;
+pub mod relations;
 pub mod reports;
 pub mod rooms;
 pub mod sessions;

@@ -2,6 +2,8 @@
 //!
 //! See `ARCHITECTURE.md`, "State lines".
 
+use std::collections::HashMap;
+
 use ruma::room_version_rules::RoomVersionRules;
 
 use super::{Db, Event, EventNid, Insert, KeyNid, Position, Result, RoomNid, Write, events::event};
@@ -125,7 +127,7 @@ pub async fn ancestry(db: &Db, at: StateAt) -> Result<Vec<StateAt>> {
 
 /// All events of the state at a version of a line: key and event.
 pub async fn all_at(db: &Db, at: StateAt) -> Result<Vec<(KeyNid, EventNid)>> {
-    let mut found = std::collections::HashMap::new();
+    let mut found = HashMap::new();
     for at in ancestry(db, at).await? {
         let query = sql!(
             "SELECT key_nid, event_nid FROM state_change s WHERE line = $1 AND sv <= $2 AND sv = ",
@@ -141,6 +143,71 @@ pub async fn all_at(db: &Db, at: StateAt) -> Result<Vec<(KeyNid, EventNid)>> {
         .into_iter()
         .filter_map(|(key, event)| Some((key, event?)))
         .collect())
+}
+
+/// The lines of a room that go on from others, each with the version that it goes on from.
+pub async fn lines(db: &Db, room: RoomNid) -> Result<HashMap<i64, StateAt>> {
+    let query = sql!(
+        "SELECT line, parent_line, parent_sv FROM state_line WHERE room_nid = $1 AND parent_line IS NOT NULL"
+    );
+    db.rows(query, args![room])
+        .await?
+        .iter()
+        .map(|row| {
+            let parent = StateAt {
+                line: row.get(1)?,
+                sv: row.get(2)?,
+            };
+            Ok((row.get(0)?, parent))
+        })
+        .collect()
+}
+
+/// A change of a key anywhere in a room's history.
+#[derive(Clone, Debug)]
+pub struct RoomChange {
+    /// The version from which it holds.
+    pub at: StateAt,
+    /// The key.
+    pub key: KeyNid,
+    /// The event; `None` if the key was removed.
+    pub event: Option<Event>,
+}
+
+/// The history of some keys in all lines of a room, oldest first in each line.
+pub async fn room_history(
+    db: &Db,
+    rules: &RoomVersionRules,
+    room: RoomNid,
+    keys: &[KeyNid],
+) -> Result<Vec<RoomChange>> {
+    if keys.is_empty() {
+        return Ok(Vec::new());
+    }
+    let query = sql!(
+        "SELECT ",
+        (event_columns),
+        ", s.line, s.sv, s.key_nid FROM state_line l JOIN state_change s ON s.line = l.line ",
+        "LEFT JOIN event e ON e.nid = s.event_nid LEFT JOIN event_json j ON j.nid = e.nid ",
+        "WHERE l.room_nid = $1 AND s.key_nid ",
+        list(2),
+        " ORDER BY s.line, s.sv"
+    );
+    db.rows(query, args![room, keys])
+        .await?
+        .iter()
+        .map(|row| {
+            let known: Option<i64> = row.get(0)?;
+            Ok(RoomChange {
+                at: StateAt {
+                    line: row.get(18)?,
+                    sv: row.get(19)?,
+                },
+                key: KeyNid(row.get(20)?),
+                event: known.map(|_| event(row, rules)).transpose()?,
+            })
+        })
+        .collect()
 }
 
 /// One change of a key in a line's history.

@@ -11,12 +11,14 @@ use crate::{
     bus::Effect,
     error::{Error, Result},
     room::{
+        aggregations::relates_to,
         head::{self, StateMap},
         power,
     },
     storage::{
         self, Event, EventNid, Position,
         events::flags,
+        relations,
         threads::{self, ThreadCount},
     },
 };
@@ -30,25 +32,10 @@ pub(super) struct Relation {
     pub(super) thread: Option<EventNid>,
 }
 
-#[derive(Debug, Deserialize)]
-struct RelatesTo {
-    rel_type: String,
-    event_id: OwnedEventId,
-}
-
-#[derive(Debug, Deserialize)]
-struct Related {
-    #[serde(rename = "m.relates_to")]
-    relates_to: RelatesTo,
-}
-
 impl Step<'_> {
     /// What the event relates to, if that is known here.
     pub(super) async fn relation(&self, pdu: &Pdu) -> Result<Option<Relation>> {
-        if pdu.state_key.is_some() {
-            return Ok(None);
-        }
-        let Ok(Related { relates_to }) = pdu.content_as::<Related>() else {
+        let Some(relates_to) = relates_to(pdu) else {
             return Ok(None);
         };
         let recent = self
@@ -83,6 +70,13 @@ impl Step<'_> {
         relation: Option<&Relation>,
         at: Position,
     ) -> Result<()> {
+        if let Some(relation) = relation {
+            self.change.write(relations::add(
+                relation.parent,
+                &relation.rel_type,
+                event.nid,
+            ));
+        }
         let notifies = matches!(
             &*event.pdu.event_type,
             "m.room.message" | "m.room.encrypted"

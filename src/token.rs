@@ -1,0 +1,138 @@
+//! The tokens that clients hand back to be told what comes next ("Pagination", and `next_batch` of `/sync`).
+
+use std::{fmt, str::FromStr};
+
+use crate::{
+    error::Error,
+    storage::{Event, Pos},
+};
+
+/// A place between two things that a client may be told of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Token {
+    /// `s<pos>_<ephemeral>_<run>`: up to where a sync has come.
+    Sync {
+        /// The position in the log.
+        pos: Pos,
+        /// The count of what is kept in memory only.
+        ephemeral: u64,
+        /// The run of the server that the count belongs to.
+        run: u64,
+    },
+    /// `t<depth>_<ord>`: a place in the history of a room, just after an event with this key.
+    History {
+        /// The depth of the event.
+        depth: i64,
+        /// Its order among those of the same depth.
+        ord: i64,
+    },
+}
+
+impl Token {
+    /// The place just after an event.
+    #[must_use]
+    pub fn after(event: &Event) -> Self {
+        Self::History {
+            depth: event.depth(),
+            ord: event.ord,
+        }
+    }
+
+    /// The place just before an event.
+    #[must_use]
+    pub fn before(event: &Event) -> Self {
+        Self::History {
+            depth: event.depth(),
+            ord: event.ord.saturating_sub(1),
+        }
+    }
+}
+
+impl fmt::Display for Token {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sync {
+                pos,
+                ephemeral,
+                run,
+            } => write!(formatter, "s{pos}_{ephemeral}_{run}"),
+            Self::History { depth, ord } => write!(formatter, "t{depth}_{ord}"),
+        }
+    }
+}
+
+impl FromStr for Token {
+    type Err = Error;
+
+    /// # Errors
+    /// `M_INVALID_PARAM` for everything that this server does not print.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        parse(text)
+            .filter(|token| token.to_string() == text)
+            .ok_or_else(|| Error::invalid_param("the token is not one of this server"))
+    }
+}
+
+fn parse(text: &str) -> Option<Token> {
+    if let Some(rest) = text.strip_prefix('s') {
+        let mut parts = rest.splitn(3, '_');
+        let pos = parts.next()?.parse().ok().filter(|pos| *pos >= 0)?;
+        let ephemeral = parts.next()?.parse().ok()?;
+        let run = parts.next()?.parse().ok()?;
+        return Some(Token::Sync {
+            pos,
+            ephemeral,
+            run,
+        });
+    }
+    let (depth, ord) = text.strip_prefix('t')?.split_once('_')?;
+    Some(Token::History {
+        depth: depth.parse().ok()?,
+        ord: ord.parse().ok()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_printed_is_read() {
+        let tokens = [
+            Token::Sync {
+                pos: 17,
+                ephemeral: 4,
+                run: u64::MAX,
+            },
+            Token::History { depth: 9, ord: -3 },
+        ];
+        for token in tokens {
+            assert_eq!(token.to_string().parse::<Token>().unwrap(), token);
+        }
+    }
+
+    #[test]
+    fn nothing_else_is_read() {
+        for text in [
+            "",
+            "s",
+            "t",
+            "s1",
+            "s1_2",
+            "s1_2_3_4",
+            "s-1_2_3",
+            "s01_2_3",
+            "s+1_2_3",
+            "t1",
+            "t1_2_3",
+            "t 1_2",
+            "t1_02",
+            "x1_2",
+            "t99999999999999999999_1",
+            "s1_2_3 ",
+            "ß",
+        ] {
+            assert!(text.parse::<Token>().is_err(), "{text}");
+        }
+    }
+}
