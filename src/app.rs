@@ -13,6 +13,7 @@ use crate::{
     clock::Clock,
     config::Config,
     error::{Error, Result},
+    files::Files,
     filter::Filters,
     log::Log,
     names::Names,
@@ -67,6 +68,8 @@ pub struct App {
     pub buckets: Buckets,
     /// The sessions of the User-Interactive Authentication API.
     pub uiaa: Uiaa,
+    /// The media on disk.
+    pub files: Files,
     /// The key that signs events.
     pub signing_key: SigningKey,
     /// The time.

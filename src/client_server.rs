@@ -1,6 +1,7 @@
 //! The Client-Server API: one file for each of its sections, with the handlers and the routes to them.
 
 mod account;
+mod content_repo;
 mod create_room;
 mod discovery;
 mod membership;
@@ -14,6 +15,7 @@ use crate::http::Routes;
 #[must_use]
 pub fn routes() -> Routes {
     Routes::new()
+        .merge(content_repo::routes())
         .merge(create_room::routes())
         .merge(discovery::routes())
         .merge(membership::routes())

@@ -24,6 +24,7 @@ use crate::{
     clock::Clock,
     config::Config,
     error::Error,
+    files::Files,
     filter::Filters,
     listen::{self, Bound},
     log::{Change, Committed, Log, OnCommit},
@@ -117,6 +118,7 @@ impl Server {
         let listeners = listen::bind(&config.listeners).await?;
         let app = open(config).await?;
         let first_token = accounts::first_token(&app).await?;
+        app.files.prepare().map_err(files)?;
         let router = router(&app);
         let tasks = TaskTracker::new();
         tasks.spawn(listen::serve(
@@ -173,6 +175,7 @@ pub async fn open(config: Config) -> Result<Arc<App>, StartError> {
     bus.start_at(log.head());
     Ok(Arc::new(App {
         server_name: config.server_name.clone(),
+        files: Files::new(&config.data_dir),
         config,
         db,
         log,

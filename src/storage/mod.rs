@@ -13,6 +13,7 @@ pub mod directory;
 pub mod events;
 pub mod filters;
 pub mod highlights;
+pub mod media;
 pub mod members;
 pub mod names;
 pub mod presence;
@@ -29,7 +30,9 @@ pub mod tokens;
 pub use db::{Arg, Column, Db, Position, Result, Row, Sql, Statistics};
 pub use events::Event;
 pub use members::{Member, Membership};
-pub use nid::{DeviceNid, EventNid, KeyNid, Pos, RoomNid, TypeNid, UserNid, pack, unpack};
+pub use nid::{
+    DeviceNid, EventNid, KeyNid, MediaNid, Pos, RoomNid, TypeNid, UserNid, pack, unpack,
+};
 pub use receipts::{ReadMarker, Receipt, ReceiptKind, ReceiptThread};
 pub use sqlx::Error;
 pub use write::{Insert, Transactor, Write, WriteError};

@@ -43,6 +43,8 @@ nids! {
     TypeNid,
     /// A pair of event type and state key.
     KeyNid,
+    /// A file in the content repository.
+    MediaNid,
 }
 
 /// A place in the log: every change has one, in the order of the commits.

@@ -1,0 +1,232 @@
+//! Making one image smaller. Nothing here knows of media or requests; all of it blocks.
+
+use std::{
+    fs::File,
+    io::{self, BufReader, Cursor},
+    path::Path,
+};
+
+use image::{
+    AnimationDecoder as _, DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader,
+    ImageResult, Limits,
+    codecs::{gif::GifDecoder, jpeg::JpegEncoder, png::PngDecoder, webp::WebPDecoder},
+    imageops::FilterType,
+    metadata::Orientation,
+};
+
+use crate::storage::media::{ThumbnailMethod, ThumbnailSize};
+
+/// The largest image that is decoded, in pixels: more than any common camera makes.
+pub const MAX_PIXELS: u64 = 64_000_000;
+/// The largest image that is decoded, in bytes of memory.
+pub const MAX_BYTES: u64 = 256 << 20;
+/// The quality of JPEG files, of 100.
+const QUALITY: u8 = 85;
+
+/// Why there is no thumbnail.
+#[derive(Debug, thiserror::Error)]
+pub enum ThumbnailError {
+    /// It is no image, or not one that is known here, or a broken one.
+    #[error("this is no image that can be made smaller")]
+    NotAnImage,
+    /// It takes more memory than an image may.
+    #[error("this image is too large to be made smaller")]
+    TooLarge,
+    /// The file cannot be read.
+    #[error(transparent)]
+    File(#[from] io::Error),
+}
+
+/// A thumbnail.
+#[derive(Debug)]
+pub enum Made {
+    /// The image itself, being small enough.
+    Original(ImageFormat),
+    /// A new image.
+    New(ImageFormat, Vec<u8>),
+}
+
+/// Makes a still image that is not larger than `size`, from the PNG, JPEG, GIF or WebP file at `path`. An image is never
+/// made larger.
+///
+/// # Errors
+/// If the file is not such an image, or too large.
+pub fn shrink(path: &Path, size: ThumbnailSize) -> Result<Made, ThumbnailError> {
+    let reader = ImageReader::new(BufReader::new(File::open(path)?)).with_guessed_format()?;
+    let format = reader.format().ok_or(ThumbnailError::NotAnImage)?;
+    let (image, orientation) = {
+        let mut decoder = decoder(reader)?;
+        let orientation = decoder.orientation().map_err(refusal)?;
+        let (width, height) = decoder.dimensions();
+        let turned = turns(orientation);
+        let (shown_width, shown_height) = if turned {
+            (height, width)
+        } else {
+            (width, height)
+        };
+        let small = shown_width <= size.width && shown_height <= size.height;
+        if small && !is_animated(path, format).map_err(refusal)? {
+            return Ok(Made::Original(format));
+        }
+        let image = DynamicImage::from_decoder(decoder).map_err(refusal)?;
+        (image, orientation)
+    };
+    let image = match size.method {
+        ThumbnailMethod::Scale => scale(image, orientation, size),
+        ThumbnailMethod::Crop => crop(image, orientation, size),
+    };
+    encode(&image).map_err(refusal)
+}
+
+/// Opens an image that is not larger than images may be.
+fn decoder(mut reader: ImageReader<BufReader<File>>) -> Result<impl ImageDecoder, ThumbnailError> {
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(MAX_BYTES);
+    reader.limits(limits);
+    let decoder = reader.into_decoder().map_err(refusal)?;
+    let (width, height) = decoder.dimensions();
+    let pixels = u64::from(width) * u64::from(height);
+    if pixels > MAX_PIXELS || decoder.total_bytes() > MAX_BYTES {
+        return Err(ThumbnailError::TooLarge);
+    }
+    Ok(decoder)
+}
+
+fn refusal(error: ImageError) -> ThumbnailError {
+    match error {
+        ImageError::Limits(_) => ThumbnailError::TooLarge,
+        // A file that ends too early says so in this way too.
+        ImageError::IoError(error)
+            if !matches!(
+                error.kind(),
+                io::ErrorKind::UnexpectedEof
+                    | io::ErrorKind::InvalidData
+                    | io::ErrorKind::InvalidInput
+            ) =>
+        {
+            ThumbnailError::File(error)
+        }
+        _ => ThumbnailError::NotAnImage,
+    }
+}
+
+/// Whether showing the image this way swaps its width and height.
+fn turns(orientation: Orientation) -> bool {
+    matches!(
+        orientation,
+        Orientation::Rotate90
+            | Orientation::Rotate270
+            | Orientation::Rotate90FlipH
+            | Orientation::Rotate270FlipH
+    )
+}
+
+fn is_animated(path: &Path, format: ImageFormat) -> ImageResult<bool> {
+    let file = BufReader::new(File::open(path)?);
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(MAX_BYTES);
+    Ok(match format {
+        ImageFormat::Png => PngDecoder::with_limits(file, limits)?.is_apng()?,
+        ImageFormat::WebP => WebPDecoder::new(file)?.has_animation(),
+        ImageFormat::Gif => {
+            let mut decoder = GifDecoder::new(file)?;
+            decoder.set_limits(limits)?;
+            decoder.into_frames().nth(1).is_some()
+        }
+        _ => false,
+    })
+}
+
+/// Makes the image fit into the size.
+fn scale(image: DynamicImage, orientation: Orientation, size: ThumbnailSize) -> DynamicImage {
+    let (width, height) = if turns(orientation) {
+        (size.height, size.width)
+    } else {
+        (size.width, size.height)
+    };
+    let (from_width, from_height) = (image.width(), image.height());
+    // The side that has to shrink more decides.
+    let by_width =
+        u64::from(from_width) * u64::from(height) > u64::from(from_height) * u64::from(width);
+    let (width, height) = if by_width {
+        (width, proportion(from_height, width, from_width))
+    } else {
+        (proportion(from_width, height, from_height), height)
+    };
+    oriented(resize(image, width, height), orientation)
+}
+
+/// Makes the image cover the size, and cuts off what juts out at the sides.
+fn crop(image: DynamicImage, orientation: Orientation, size: ThumbnailSize) -> DynamicImage {
+    let (width, height) = if turns(orientation) {
+        (size.height, size.width)
+    } else {
+        (size.width, size.height)
+    };
+    let (from_width, from_height) = (image.width(), image.height());
+    // The side that has to shrink less decides.
+    let by_width =
+        u64::from(from_width) * u64::from(height) < u64::from(from_height) * u64::from(width);
+    let (cover_width, cover_height) = if by_width {
+        (width, proportion(from_height, width, from_width))
+    } else {
+        (proportion(from_width, height, from_height), height)
+    };
+    let image = resize(image, cover_width, cover_height);
+    // An image that was too small to cover the size is cut to the same aspect.
+    let (have_width, have_height) = (image.width(), image.height());
+    let is_narrow =
+        u64::from(have_width) * u64::from(height) < u64::from(have_height) * u64::from(width);
+    let (width, height) = if is_narrow {
+        let cut = have_width.min(width);
+        (cut, proportion(height, cut, width).min(have_height))
+    } else {
+        let cut = have_height.min(height);
+        (proportion(width, cut, height).min(have_width), cut)
+    };
+    let (x, y) = ((have_width - width) / 2, (have_height - height) / 2);
+    oriented(image.crop_imm(x, y, width, height), orientation)
+}
+
+/// `part` of the way that `of` is of `whole`: rounded, and at least one pixel.
+fn proportion(part: u32, of: u32, whole: u32) -> u32 {
+    let (part, of, whole) = (u64::from(part), u64::from(of), u64::from(whole.max(1)));
+    let rounded = (part * of + whole / 2) / whole;
+    u32::try_from(rounded).unwrap_or(u32::MAX).max(1)
+}
+
+/// Makes the image so large, if it is larger.
+fn resize(image: DynamicImage, width: u32, height: u32) -> DynamicImage {
+    if width >= image.width() && height >= image.height() {
+        return image;
+    }
+    // Averaging is fast and needs no second copy of a large image; the fine filter does the rest.
+    let (rough_width, rough_height) = (width.saturating_mul(2), height.saturating_mul(2));
+    let image = if image.width() > rough_width && image.height() > rough_height {
+        image.thumbnail_exact(rough_width, rough_height)
+    } else {
+        image
+    };
+    image.resize_exact(width, height, FilterType::Triangle)
+}
+
+fn oriented(mut image: DynamicImage, orientation: Orientation) -> DynamicImage {
+    image.apply_orientation(orientation);
+    image
+}
+
+/// JPEG, or PNG where one can see through.
+fn encode(image: &DynamicImage) -> ImageResult<Made> {
+    let mut bytes = Cursor::new(Vec::new());
+    let transparent =
+        image.color().has_alpha() && image.to_rgba8().pixels().any(|pixel| pixel.0[3] < u8::MAX);
+    let format = if transparent {
+        DynamicImage::ImageRgba8(image.to_rgba8()).write_to(&mut bytes, ImageFormat::Png)?;
+        ImageFormat::Png
+    } else {
+        let encoder = JpegEncoder::new_with_quality(&mut bytes, QUALITY);
+        image.to_rgb8().write_with_encoder(encoder)?;
+        ImageFormat::Jpeg
+    };
+    Ok(Made::New(format, bytes.into_inner()))
+}
