@@ -176,6 +176,8 @@ enabled = false
         result = json.loads(run.stdout)
         if result["errors"]:
             print(f"{self.name}: {scenario}: {result['errors']} errors", file=sys.stderr)
+        if result.get("missed_in_a_walk"):
+            print(f"{self.name}: {result['missed_in_a_walk']} messages are missing in a walk", file=sys.stderr)
         return result
 
 
