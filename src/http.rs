@@ -1,6 +1,6 @@
 //! Between axum and ruma: routes from ruma's metadata, requests and answers as ruma's types, errors on the wire.
 
-use std::{future::Future, sync::Arc};
+use std::{any::Any, future::Future, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
@@ -32,6 +32,8 @@ use crate::{
 
 /// The largest body of a request, in bytes, where a route does not say otherwise.
 const BODY_LIMIT: usize = 1 << 20;
+/// How long a body that is read as a whole may take to arrive. Uploads are read in pieces and have a limit of their own.
+const BODY_TIME: Duration = Duration::from_mins(1);
 
 /// A request that was understood, and who sent it.
 #[derive(Debug)]
@@ -59,7 +61,22 @@ impl<R: IncomingRequest<Authentication: Authenticate>> Call<R> {
 
 /// Endpoints and what answers them.
 #[derive(Debug, Default)]
-pub struct Routes(Router<Arc<App>>);
+pub struct Routes {
+    router: Router<Arc<App>>,
+    endpoints: Vec<Endpoint>,
+}
+
+/// What is known of an endpoint before anybody asks for it.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    /// Its method; `None` where the handler itself takes several.
+    pub method: Option<Method>,
+    /// Its paths with the names of their arguments, as in `/_matrix/client/v3/rooms/{room_id}/join`. The last is the
+    /// newest.
+    pub paths: Vec<String>,
+    /// How many bytes its JSON body may have; `None` if the handler reads the body itself, or does not read it.
+    pub body_limit: Option<usize>,
+}
 
 impl Routes {
     /// No endpoints yet.
@@ -89,13 +106,14 @@ impl Routes {
         F: Fn(Arc<App>, Call<R>) -> A + Clone + Send + Sync + 'static,
         A: Future<Output = Result<R::OutgoingResponse>> + Send,
     {
-        self.raw::<R>(on(
+        let method_router = on(
             method_filter(&R::METHOD),
             move |State(app): State<Arc<App>>, params: RawPathParams, request: Request| {
                 let handler = handler.clone();
                 async move { answer::<R, F, A>(app, params, request, limit, handler).await }
             },
-        ))
+        );
+        self.known::<R>(Some(limit), &method_router)
     }
 
     /// The same for an endpoint of the User-Interactive Authentication API: what a client has sent once it need not
@@ -108,7 +126,7 @@ impl Routes {
         F: Fn(Arc<App>, Call<R>) -> A + Clone + Send + Sync + 'static,
         A: Future<Output = Result<R::OutgoingResponse>> + Send,
     {
-        self.raw::<R>(on(
+        let method_router = on(
             method_filter(&R::METHOD),
             move |State(app): State<Arc<App>>, params: RawPathParams, request: Request| {
                 let handler = handler.clone();
@@ -121,41 +139,72 @@ impl Routes {
                     answer::<R, F, A>(app, params, request, 2 * BODY_LIMIT, handler).await
                 }
             },
-        ))
+        );
+        self.known::<R>(Some(BODY_LIMIT), &method_router)
     }
 
     /// Answers ruma's endpoint `R`, under each of its paths, with an axum handler: for bodies that are not JSON.
     #[must_use]
     pub fn raw<R: Metadata>(self, handler: MethodRouter<Arc<App>>) -> Self {
-        let mut router = self.0;
+        self.known::<R>(None, &handler)
+    }
+
+    fn known<R: Metadata>(
+        mut self,
+        body_limit: Option<usize>,
+        handler: &MethodRouter<Arc<App>>,
+    ) -> Self {
+        let mut paths = Vec::new();
         for path in R::PATH_BUILDER.all_paths() {
-            router = router.route(path, handler.clone());
+            self.router = self.router.route(path, handler.clone());
             // An empty last part, as in `/state/m.room.name/`, is a state key too; axum does not match it.
             if let Some((start, last)) = path.rsplit_once('/')
                 && last == "{state_key}"
             {
-                router = router.route(&format!("{start}/"), handler.clone());
-                router = router.route(start, handler.clone());
+                for path in [format!("{start}/"), start.to_owned()] {
+                    self.router = self.router.route(&path, handler.clone());
+                    paths.push(path);
+                }
             }
+            paths.push(path.to_owned());
         }
-        Self(router)
+        self.endpoints.push(Endpoint {
+            method: Some(R::METHOD),
+            paths,
+            body_limit,
+        });
+        self
     }
 
     /// Adds the endpoints of another section.
     #[must_use]
-    pub fn merge(self, other: Self) -> Self {
-        Self(self.0.merge(other.0))
+    pub fn merge(mut self, other: Self) -> Self {
+        self.router = self.router.merge(other.router);
+        self.endpoints.extend(other.endpoints);
+        self
     }
 
     /// An endpoint that ruma does not know.
     #[must_use]
-    pub fn other(self, path: &str, handler: MethodRouter<Arc<App>>) -> Self {
-        Self(self.0.route(path, handler))
+    pub fn other(mut self, path: &str, handler: MethodRouter<Arc<App>>) -> Self {
+        self.router = self.router.route(path, handler);
+        self.endpoints.push(Endpoint {
+            method: None,
+            paths: vec![path.to_owned()],
+            body_limit: None,
+        });
+        self
+    }
+
+    /// All endpoints, for tests that try each of them.
+    #[must_use]
+    pub fn endpoints(&self) -> &[Endpoint] {
+        &self.endpoints
     }
 
     /// All endpoints as axum's router, with Matrix errors for unknown paths and methods.
     pub fn into_router(self, app: Arc<App>) -> Router {
-        self.0
+        self.router
             .fallback(|| async { Error::unrecognized("no such endpoint") })
             .method_not_allowed_fallback(|| async {
                 Error::new(
@@ -205,9 +254,17 @@ where
 /// Reads a whole body of at most `limit` bytes.
 ///
 /// # Errors
-/// `M_TOO_LARGE`, or `M_NOT_JSON` if the body breaks off.
+/// `M_TOO_LARGE`, 408 if the body takes too long, or `M_NOT_JSON` if it breaks off.
 pub async fn read_body(body: Body, limit: usize) -> Result<Bytes> {
-    match Limited::new(body, limit).collect().await {
+    let read = tokio::time::timeout(BODY_TIME, Limited::new(body, limit).collect()).await;
+    let read = read.map_err(|_| {
+        Error::new(
+            StatusCode::REQUEST_TIMEOUT,
+            ErrorKind::Unknown,
+            "the body took too long to arrive",
+        )
+    })?;
+    match read {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(Error::too_large(format!(
             "the body is larger than {limit} bytes"
@@ -299,6 +356,17 @@ impl IntoResponse for Error {
             }
         }
     }
+}
+
+/// What a client is told if a handler panics. To be used with tower's `CatchPanicLayer`.
+#[must_use]
+pub fn panicked(panic: Box<dyn Any + Send>) -> Response {
+    let cause = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message");
+    Error::internal(format!("a handler panicked: {cause}")).into_response()
 }
 
 fn matrix_response(status: StatusCode, kind: ErrorKind, message: String) -> Response {

@@ -13,7 +13,10 @@ use homing_federation::SigningKey;
 use http::{HeaderName, Method, header};
 use quick_cache::sync::Cache;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tower_http::cors::{Any, CorsLayer};
+use tower_http::{
+    catch_panic::CatchPanicLayer,
+    cors::{Any, CorsLayer},
+};
 
 use crate::{
     accounts,
@@ -26,6 +29,7 @@ use crate::{
     error::Error,
     files::Files,
     filter::Filters,
+    http::panicked,
     listen::{self, Bound},
     log::{Change, Committed, Log, OnCommit},
     names::Names,
@@ -219,11 +223,19 @@ fn router(app: &Arc<App>) -> Router {
             async move { storage::commits::head(&app.db).await.map(drop) }
         })
     };
-    client_server::routes()
+    let router = client_server::routes()
         .into_router(Arc::clone(app))
-        .merge(health)
+        .merge(health);
+    around(router, &app.metrics)
+}
+
+/// What goes around every answer: a panic becomes a failure of that request alone, then everything is measured, and
+/// browsers may read it all.
+fn around(router: Router, metrics: &Arc<Metrics>) -> Router {
+    router
+        .layer(CatchPanicLayer::custom(panicked))
         .layer(middleware::from_fn_with_state(
-            Arc::clone(&app.metrics),
+            Arc::clone(metrics),
             operations::measure,
         ))
         .layer(cors())
@@ -313,5 +325,36 @@ async fn write_seen(app: &App) {
     }
     if let Err(error) = app.log.append(change).await {
         tracing::warn!(%error, "cannot write when devices were last seen");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{body::Body, extract::Request, routing::get};
+    use http::StatusCode;
+    use http_body_util::BodyExt as _;
+    use tower::ServiceExt as _;
+
+    use super::*;
+    use crate::telemetry;
+
+    async fn broken() -> &'static str {
+        panic!("on purpose")
+    }
+
+    #[tokio::test]
+    async fn a_panic_fails_its_request_alone() {
+        let metrics = Arc::new(Metrics::new());
+        let router = Router::new().route("/broken", get(broken));
+        let router = around(router, &metrics);
+        let request = Request::get("/broken").body(Body::empty()).unwrap();
+        let response = router.oneshot(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(response.headers()[header::ACCESS_CONTROL_ALLOW_ORIGIN], "*");
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(body["errcode"], "M_UNKNOWN");
+        assert!(!body.to_string().contains("purpose"), "{body}");
+        assert_eq!(telemetry::failures(&metrics).len(), 1);
     }
 }
