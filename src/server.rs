@@ -39,7 +39,7 @@ use crate::{
     presence::{self, Presence},
     rate_limit::Buckets,
     rooms::Rooms,
-    storage::{self, Db},
+    storage::{self, Claim, Db},
     telemetry::Metrics,
     typing::Typing,
     uiaa::Uiaa,
@@ -49,6 +49,8 @@ use crate::{
 const DATABASE_CONNECTIONS: u32 = 8;
 /// How many sent events are kept in memory to know them when they are sent again.
 const CACHED_TXNS: usize = 50_000;
+/// How long rows of `commit_log` are kept, in milliseconds.
+const COMMITS_KEPT: i64 = 3_600_000;
 /// How often memory is tidied.
 const TIDY_EVERY: Duration = Duration::from_mins(1);
 
@@ -96,6 +98,7 @@ pub struct Server {
     pub first_token: Option<String>,
     tasks: TaskTracker,
     _lock: File,
+    _claim: Claim,
 }
 
 impl Server {
@@ -121,6 +124,8 @@ impl Server {
 
         let listeners = listen::bind(&config.listeners).await?;
         let app = open(config).await?;
+        let claim = app.db.claim().await?;
+        let claim = claim.ok_or_else(|| StartError::InUse("this database".to_owned()))?;
         let first_token = accounts::first_token(&app).await?;
         app.files.prepare().map_err(files)?;
         let router = router(&app);
@@ -148,6 +153,7 @@ impl Server {
             first_token,
             tasks,
             _lock: lock,
+            _claim: claim,
         })
     }
 
@@ -304,6 +310,11 @@ async fn tidy(app: Arc<App>) {
         .is_some()
     {
         app.bus.drop_idle();
+        let mut change = Change::new();
+        change.write(storage::commits::prune(app.clock.now() - COMMITS_KEPT));
+        if let Err(error) = app.log.append(change).await {
+            tracing::error!(%error, "cannot prune the log");
+        }
         write_seen(&app).await;
     }
     write_seen(&app).await;

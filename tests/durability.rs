@@ -43,11 +43,22 @@ impl Process {
             command.env("HOMING_DATABASE__URL", url);
         }
         let child = command.spawn().expect("the server starts");
-        let server = Self { child, url: format!("http://127.0.0.1:{port}") };
+        let server = Self {
+            child,
+            url: format!("http://127.0.0.1:{port}"),
+        };
         let http = Client::new();
         let started = tokio::time::Instant::now();
-        while http.get(format!("{}/health", server.url)).send().await.is_err() {
-            assert!(started.elapsed() < Duration::from_secs(30), "the server does not answer");
+        while http
+            .get(format!("{}/health", server.url))
+            .send()
+            .await
+            .is_err()
+        {
+            assert!(
+                started.elapsed() < Duration::from_secs(30),
+                "the server does not answer"
+            );
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         server
@@ -112,9 +123,16 @@ async fn send(
         let path = format!("/_matrix/client/v3/rooms/{room}/send/m.room.message/t{number}");
         let body = json!({ "msgtype": "m.text", "body": format!("number {number}") });
         let answer = call(&http, &url, Method::PUT, &path, Some(&token), Some(body)).await;
-        let Some((StatusCode::OK, answer)) = answer else { break };
+        let Some((StatusCode::OK, answer)) = answer else {
+            break;
+        };
         let event_id = answer["event_id"].as_str().unwrap().to_owned();
-        acknowledged.push(Acknowledged { token: token.clone(), path, room, event_id });
+        acknowledged.push(Acknowledged {
+            token: token.clone(),
+            path,
+            room,
+            event_id,
+        });
     }
     acknowledged
 }
@@ -122,7 +140,9 @@ async fn send(
 async fn register(http: &Client, url: &str, name: &str) -> String {
     let body = json!({ "username": name, "password": "correct horse", "auth": { "type": "m.login.dummy" } });
     let path = "/_matrix/client/v3/register";
-    let (status, answer) = call(http, url, Method::POST, path, None, Some(body)).await.expect("an answer");
+    let (status, answer) = call(http, url, Method::POST, path, None, Some(body))
+        .await
+        .expect("an answer");
     assert_eq!(status, StatusCode::OK, "{answer}");
     answer["access_token"].as_str().unwrap().to_owned()
 }
@@ -130,7 +150,9 @@ async fn register(http: &Client, url: &str, name: &str) -> String {
 async fn create_room(http: &Client, url: &str, token: &str) -> String {
     let path = "/_matrix/client/v3/createRoom";
     let body = json!({ "preset": "public_chat" });
-    let (status, answer) = call(http, url, Method::POST, path, Some(token), Some(body)).await.expect("an answer");
+    let (status, answer) = call(http, url, Method::POST, path, Some(token), Some(body))
+        .await
+        .expect("an answer");
     assert_eq!(status, StatusCode::OK, "{answer}");
     answer["room_id"].as_str().unwrap().to_owned()
 }
@@ -138,9 +160,14 @@ async fn create_room(http: &Client, url: &str, token: &str) -> String {
 async fn new_database(url: &str) -> String {
     use sqlx::{Connection as _, Executor as _};
     let name = format!("homing_durability_{}", std::process::id());
-    let mut connection = sqlx::PgConnection::connect(url).await.expect("PostgreSQL answers");
+    let mut connection = sqlx::PgConnection::connect(url)
+        .await
+        .expect("PostgreSQL answers");
     let sql = format!("CREATE DATABASE {name}");
-    connection.execute(sqlx::AssertSqlSafe(sql)).await.expect("a database can be made");
+    connection
+        .execute(sqlx::AssertSqlSafe(sql))
+        .await
+        .expect("a database can be made");
     let (server, _) = url.rsplit_once('/').expect("the URL names a database");
     format!("{server}/{name}")
 }
@@ -148,7 +175,11 @@ async fn new_database(url: &str) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn acknowledged_messages_survive_a_kill() {
     let directory = tempfile::tempdir().unwrap();
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
     let database = match std::env::var("TEST_POSTGRES") {
         Ok(url) => Some(new_database(&url).await),
         Err(_) => None,
@@ -165,7 +196,15 @@ async fn acknowledged_messages_survive_a_kill() {
             shared = create_room(&http, &server.url, &token).await;
         } else {
             let path = format!("/_matrix/client/v3/join/{shared}");
-            let joined = call(&http, &server.url, Method::POST, &path, Some(&token), Some(json!({}))).await;
+            let joined = call(
+                &http,
+                &server.url,
+                Method::POST,
+                &path,
+                Some(&token),
+                Some(json!({})),
+            )
+            .await;
             assert_eq!(joined.expect("an answer").0, StatusCode::OK);
         }
         people.push((token, own));
@@ -180,7 +219,13 @@ async fn acknowledged_messages_survive_a_kill() {
             .map(|(token, own)| {
                 let rooms = [own.clone(), shared.clone()];
                 let (numbers, gone) = (Arc::clone(&numbers), Arc::clone(&gone));
-                tokio::spawn(send(server.url.clone(), token.clone(), rooms, numbers, gone))
+                tokio::spawn(send(
+                    server.url.clone(),
+                    token.clone(),
+                    rooms,
+                    numbers,
+                    gone,
+                ))
             })
             .collect();
         // Any moment will do; it is the one wait here that waits for nothing.
@@ -197,17 +242,41 @@ async fn acknowledged_messages_survive_a_kill() {
         }
         total += acknowledged.len();
     }
-    assert!(total > 50, "only {total} messages were acknowledged, too few to show anything");
+    assert!(
+        total > 50,
+        "only {total} messages were acknowledged, too few to show anything"
+    );
 }
 
 /// The event is there, and its transaction id makes no second one.
 async fn check(http: &Client, url: &str, sent: &Acknowledged) {
-    let path = format!("/_matrix/client/v3/rooms/{}/event/{}", sent.room, sent.event_id);
-    let (status, answer) =
-        call(http, url, Method::GET, &path, Some(&sent.token), None).await.expect("an answer");
-    assert_eq!(status, StatusCode::OK, "{} is lost: {answer}", sent.event_id);
+    let path = format!(
+        "/_matrix/client/v3/rooms/{}/event/{}",
+        sent.room, sent.event_id
+    );
+    let (status, answer) = call(http, url, Method::GET, &path, Some(&sent.token), None)
+        .await
+        .expect("an answer");
+    assert_eq!(
+        status,
+        StatusCode::OK,
+        "{} is lost: {answer}",
+        sent.event_id
+    );
     let body = json!({ "msgtype": "m.text", "body": "again" });
-    let (status, answer) =
-        call(http, url, Method::PUT, &sent.path, Some(&sent.token), Some(body)).await.expect("an answer");
-    assert_eq!((status, answer["event_id"].as_str()), (StatusCode::OK, Some(&*sent.event_id)), "{answer}");
+    let (status, answer) = call(
+        http,
+        url,
+        Method::PUT,
+        &sent.path,
+        Some(&sent.token),
+        Some(body),
+    )
+    .await
+    .expect("an answer");
+    assert_eq!(
+        (status, answer["event_id"].as_str()),
+        (StatusCode::OK, Some(&*sent.event_id)),
+        "{answer}"
+    );
 }

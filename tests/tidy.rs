@@ -10,8 +10,27 @@ const FLOORS: &[&[&str]] = &[
     &["config", "clock", "telemetry"],
     &["storage"],
     &[
-        "accounts", "app", "auth", "bus", "error", "filter", "http", "ignored", "listen", "log", "names", "password",
-        "preferences", "presence", "push_rules", "rate_limit", "rooms", "sessions", "token", "typing", "uiaa",
+        "accounts",
+        "app",
+        "auth",
+        "bus",
+        "error",
+        "filter",
+        "http",
+        "ignored",
+        "listen",
+        "log",
+        "names",
+        "password",
+        "preferences",
+        "presence",
+        "push_rules",
+        "rate_limit",
+        "rooms",
+        "sessions",
+        "token",
+        "typing",
+        "uiaa",
     ],
     &["media", "room"],
     &["sync"],
@@ -23,8 +42,16 @@ const FLOORS: &[&[&str]] = &[
 const STRANGERS: &[&str] = &["admin", "client_server", "outbound", "server_server"];
 
 /// Where axum may be named.
-const EDGES: &[&str] =
-    &["admin", "client_server", "http", "listen", "main", "operations", "server", "server_server"];
+const EDGES: &[&str] = &[
+    "admin",
+    "client_server",
+    "http",
+    "listen",
+    "main",
+    "operations",
+    "server",
+    "server_server",
+];
 
 /// The longest file, in lines.
 const MAX_LINES: usize = 600;
@@ -37,7 +64,9 @@ fn files(folder: &str, ending: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut folders = vec![root().join(folder)];
     while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())) {
+        for entry in
+            fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
+        {
             let path = entry.unwrap().path();
             let name = path.file_name().unwrap().to_string_lossy().into_owned();
             if path.is_dir() {
@@ -60,13 +89,23 @@ fn text(path: &Path) -> String {
 /// The code of a file, without comments.
 fn code(path: &Path) -> String {
     let is_code = |line: &&str| !line.trim_start().starts_with("//");
-    text(path).lines().filter(is_code).collect::<Vec<_>>().join("\n")
+    text(path)
+        .lines()
+        .filter(is_code)
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// The first part of a source file's path below `src`: its module.
 fn module(path: &Path) -> String {
     let below = path.strip_prefix(root().join("src")).unwrap();
-    let first = below.components().next().unwrap().as_os_str().to_string_lossy().into_owned();
+    let first = below
+        .components()
+        .next()
+        .unwrap()
+        .as_os_str()
+        .to_string_lossy()
+        .into_owned();
     first.trim_end_matches(".rs").to_owned()
 }
 
@@ -118,7 +157,10 @@ fn imports_go_down() {
     for path in files("src", ".rs") {
         let from = module(&path);
         let Some(floor_from) = floor(&from) else {
-            broken.push(format!("{} is on no floor: name it in tests/tidy.rs", path.display()));
+            broken.push(format!(
+                "{} is on no floor: name it in tests/tidy.rs",
+                path.display()
+            ));
             continue;
         };
         for to in imports(&code(&path)) {
@@ -126,7 +168,9 @@ fn imports_go_down() {
                 Some(floor_to) if floor_to > floor_from => {
                     broken.push(format!("{} looks up to {to}", path.display()));
                 }
-                Some(_) if to != from && STRANGERS.contains(&&*to) && STRANGERS.contains(&&*from) => {
+                Some(_)
+                    if to != from && STRANGERS.contains(&&*to) && STRANGERS.contains(&&*from) =>
+                {
                     broken.push(format!("{} looks at its neighbour {to}", path.display()));
                 }
                 _ => {}
@@ -158,7 +202,11 @@ fn imports(code: &str) -> Vec<String> {
                 }
             }
         } else {
-            found.push(rest.chars().take_while(|letter| letter.is_alphanumeric() || *letter == '_').collect());
+            found.push(
+                rest.chars()
+                    .take_while(|letter| letter.is_alphanumeric() || *letter == '_')
+                    .collect(),
+            );
         }
     }
     found
@@ -181,14 +229,20 @@ fn migrations_are_twins() {
             .replace("INTEGER PRIMARY KEY", "BIGINT PRIMARY KEY")
             .replace(" BLOB", " BYTEA")
             .replace(") WITHOUT ROWID;", ");");
-        assert_eq!(postgres, expected, "{name} is not the twin of the one for SQLite");
+        assert_eq!(
+            postgres, expected,
+            "{name} is not the twin of the one for SQLite"
+        );
     }
 }
 
 #[test]
 fn files_are_short_and_named_for_what_they_hold() {
     let mut broken = Vec::new();
-    for path in ["src", "federation", "tests"].into_iter().flat_map(|folder| files(folder, ".rs")) {
+    for path in ["src", "federation", "tests"]
+        .into_iter()
+        .flat_map(|folder| files(folder, ".rs"))
+    {
         let lines = text(&path).lines().count();
         if lines > MAX_LINES {
             broken.push(format!("{} has {lines} lines", path.display()));
@@ -206,10 +260,21 @@ fn files_are_short_and_named_for_what_they_hold() {
 #[test]
 fn types_are_named_for_what_they_are() {
     let mut broken = Vec::new();
-    for path in ["src", "federation"].into_iter().flat_map(|folder| files(folder, ".rs")) {
+    for path in ["src", "federation"]
+        .into_iter()
+        .flat_map(|folder| files(folder, ".rs"))
+    {
         for line in code(&path).lines() {
-            let Some((_, rest)) = line.split_once("struct ").or_else(|| line.split_once("enum ")) else { continue };
-            let name: String = rest.chars().take_while(|letter| letter.is_alphanumeric()).collect();
+            let Some((_, rest)) = line
+                .split_once("struct ")
+                .or_else(|| line.split_once("enum "))
+            else {
+                continue;
+            };
+            let name: String = rest
+                .chars()
+                .take_while(|letter| letter.is_alphanumeric())
+                .collect();
             for vague in ["Util", "Helper", "Common", "Misc", "Manager"] {
                 if name.contains(vague) {
                     broken.push(format!("{}: {name}", path.display()));

@@ -1,6 +1,6 @@
 //! `commit_log` and `id_block`: how far the log has come, and which ids are given.
 
-use super::{Arg, Db, Insert, Pos, Result, Sql};
+use super::{Arg, Db, Insert, Pos, Result, Sql, Write};
 use crate::{args, sql};
 
 /// The newest committed position; 0 if there is none.
@@ -37,4 +37,12 @@ pub static RESERVE: &Sql = sql!(
 #[must_use]
 pub fn reserve(count: i64) -> Vec<Arg> {
     args![count]
+}
+
+/// Forgets batches committed before `ts` (milliseconds since 1970), but never the newest.
+#[must_use]
+pub fn prune(ts: i64) -> Write {
+    let sql =
+        sql!("DELETE FROM commit_log WHERE ts < $1 AND pos < (SELECT max(pos) FROM commit_log)");
+    Write::Run(sql, args![ts])
 }

@@ -27,6 +27,9 @@ pub type Result<T> = std::result::Result<T, sqlx::Error>;
 
 /// How many prepared statements each connection keeps.
 const STATEMENT_CACHE: usize = 512;
+/// How often, and how long apart, a claimed database is asked for.
+const CLAIM_TRIES: u32 = 100;
+const CLAIM_WAIT: Duration = Duration::from_millis(50);
 
 /// One statement, spelled for both databases. Made with [`sql!`](crate::sql).
 #[derive(Debug)]
@@ -240,6 +243,12 @@ pub enum Writer {
     Postgres(PgConnection),
 }
 
+/// A database that no other server may use meanwhile.
+#[derive(Debug)]
+pub struct Claim(
+    #[expect(dead_code, reason = "the lock lasts as long as its connection")] Option<PgConnection>,
+);
+
 impl Db {
     /// Connects to `url` (`sqlite:PATH` or `postgres://…`), makes the file if there is none, and migrates the schema.
     ///
@@ -285,6 +294,26 @@ impl Db {
                 Writer::Postgres(PgConnection::connect_with(writer).await?)
             }
         })
+    }
+
+    /// Claims the database for one server. Until several can share one, a second one would give the same positions
+    /// again. `None` if another server has it. A file of SQLite is guarded by the lock on its directory.
+    pub(crate) async fn claim(&self) -> Result<Option<Claim>> {
+        let Driver::Postgres { writer, .. } = &self.driver else {
+            return Ok(Some(Claim(None)));
+        };
+        let mut connection = PgConnection::connect_with(writer).await?;
+        // PostgreSQL takes a moment to notice that a server that was killed is gone.
+        for _ in 0..CLAIM_TRIES {
+            let claimed: bool = sqlx::query_scalar("SELECT pg_try_advisory_lock(7161)")
+                .fetch_one(&mut connection)
+                .await?;
+            if claimed {
+                return Ok(Some(Claim(Some(connection))));
+            }
+            tokio::time::sleep(CLAIM_WAIT).await;
+        }
+        Ok(None)
     }
 
     /// All rows that the query answers.

@@ -27,7 +27,7 @@ pub mod state;
 pub mod threads;
 pub mod tokens;
 
-pub use db::{Arg, Column, Db, Position, Result, Row, Sql, Statistics};
+pub use db::{Arg, Claim, Column, Db, Position, Result, Row, Sql, Statistics};
 pub use events::Event;
 pub use members::{Member, Membership};
 pub use nid::{
