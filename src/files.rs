@@ -123,6 +123,12 @@ impl Files {
         }
     }
 
+    /// Whether anybody waits for an upload.
+    #[must_use]
+    pub fn is_awaited(&self) -> bool {
+        !self.lock_awaited().is_empty()
+    }
+
     fn lock_awaited(&self) -> MutexGuard<'_, HashMap<MediaNid, Arc<Notify>>> {
         self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
     }

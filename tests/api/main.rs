@@ -7,4 +7,6 @@ mod server;
 
 mod accounts;
 mod discovery;
+mod media;
 mod rooms;
+mod thumbnails;
