@@ -35,13 +35,19 @@ where
     Router::new().route("/health", get(answer))
 }
 
-/// `GET /metrics`, for the listener that is only for this.
-pub fn metrics(metrics: Arc<Metrics>) -> Router {
-    let answer = async |State(metrics): State<Arc<Metrics>>| match metrics.encode() {
-        Ok(text) => ([(header::CONTENT_TYPE, telemetry::MEDIA_TYPE)], text).into_response(),
-        Err(error) => {
-            tracing::error!(%error, "cannot write the measurements");
-            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+/// `GET /metrics`, for the listener that is only for this. `look` looks up what is not measured as it happens.
+pub fn metrics<F>(metrics: Arc<Metrics>, look: F) -> Router
+where
+    F: Fn(&Metrics) + Clone + Send + Sync + 'static,
+{
+    let answer = async move |State(metrics): State<Arc<Metrics>>| {
+        look(&metrics);
+        match metrics.encode() {
+            Ok(text) => ([(header::CONTENT_TYPE, telemetry::MEDIA_TYPE)], text).into_response(),
+            Err(error) => {
+                tracing::error!(%error, "cannot write the measurements");
+                StatusCode::INTERNAL_SERVER_ERROR.into_response()
+            }
         }
     };
     Router::new()
@@ -142,7 +148,7 @@ mod tests {
         }
         ask(&router, "BREW", "/elsewhere").await;
 
-        let (_, text) = ask(&metrics(measured), "GET", "/metrics").await;
+        let (_, text) = ask(&metrics(measured, |_| {}), "GET", "/metrics").await;
         for line in [
             r#"homing_requests_total{method="GET",path="/room/{room_id}",status="418"} 2"#,
             r#"homing_request_duration_seconds_count{method="GET",path="/room/{room_id}"} 2"#,

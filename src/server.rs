@@ -40,7 +40,7 @@ use crate::{
     rate_limit::Buckets,
     rooms::Rooms,
     storage::{self, Claim, Db},
-    telemetry::Metrics,
+    telemetry::{Metrics, Queue},
     typing::Typing,
     uiaa::Uiaa,
 };
@@ -141,7 +141,7 @@ impl Server {
                 ..crate::config::Listener::default()
             };
             let bound = listen::bind(&[listener]).await?;
-            let metrics = operations::metrics(Arc::clone(&app.metrics));
+            let metrics = measurements(&app);
             tasks.spawn(listen::serve(bound, metrics, app.shutdown.clone()));
         }
         tasks.spawn(tidy(Arc::clone(&app)));
@@ -174,9 +174,9 @@ pub async fn open(config: Config) -> Result<Arc<App>, StartError> {
         .database
         .max_connections
         .unwrap_or(DATABASE_CONNECTIONS);
-    let db = Db::open(&config.database_url(), connections).await?;
-    let (rooms, bus) = (Arc::new(Rooms::default()), Arc::new(Bus::default()));
     let metrics = Arc::new(Metrics::new());
+    let db = Db::open(&config.database_url(), connections, Arc::clone(&metrics)).await?;
+    let (rooms, bus) = (Arc::new(Rooms::default()), Arc::new(Bus::default()));
     let log = Log::start(
         &db,
         on_commit(Arc::clone(&rooms), Arc::clone(&bus), Arc::clone(&metrics)),
@@ -245,6 +245,18 @@ fn around(router: Router, metrics: &Arc<Metrics>) -> Router {
             operations::measure,
         ))
         .layer(cors())
+}
+
+/// What is measured, for the listener that is only for this.
+fn measurements(app: &Arc<App>) -> Router {
+    let queue = |queue| Queue { queue };
+    let known = Arc::clone(app);
+    operations::metrics(Arc::clone(&app.metrics), move |metrics| {
+        for (name, length) in [("log", known.log.waiting()), ("feeds", known.bus.feeds())] {
+            let length = i64::try_from(length).unwrap_or(i64::MAX);
+            metrics.queue_length.get_or_create(&queue(name)).set(length);
+        }
+    })
 }
 
 /// "Web Browser Clients": any page may ask, with any of the methods and headers that the API uses.

@@ -22,6 +22,8 @@ use sqlx::{
     },
 };
 
+use crate::telemetry::Metrics;
+
 /// What storage functions fail with: the driver's own error.
 pub type Result<T> = std::result::Result<T, sqlx::Error>;
 
@@ -201,6 +203,7 @@ impl<T> Column for T where
 pub struct Db {
     driver: Driver,
     counts: Arc<Counts>,
+    metrics: Arc<Metrics>,
 }
 
 /// What the database was asked to do since the start.
@@ -208,18 +211,15 @@ pub struct Db {
 struct Counts {
     reads: AtomicU64,
     writes: AtomicU64,
-    busy_micros: AtomicU64,
 }
 
-/// Statements and time spent in the database since the start.
+/// Statements since the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Statistics {
     /// Statements that read.
     pub reads: u64,
     /// Statements that wrote, without BEGIN and COMMIT.
     pub writes: u64,
-    /// Time that callers waited for answers, in microseconds.
-    pub busy_micros: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -254,7 +254,7 @@ impl Db {
     ///
     /// # Errors
     /// If the database cannot be reached or the schema is newer than this program.
-    pub async fn open(url: &str, max_connections: u32) -> Result<Self> {
+    pub async fn open(url: &str, max_connections: u32, metrics: Arc<Metrics>) -> Result<Self> {
         let driver = if url.starts_with("sqlite:") {
             let options = sqlite_options(url)?;
             let writer = sqlite_writer(options.clone());
@@ -281,6 +281,7 @@ impl Db {
         Ok(Self {
             driver,
             counts: Arc::default(),
+            metrics,
         })
     }
 
@@ -350,7 +351,6 @@ impl Db {
         Statistics {
             reads: self.counts.reads.load(Ordering::Relaxed),
             writes: self.counts.writes.load(Ordering::Relaxed),
-            busy_micros: self.counts.busy_micros.load(Ordering::Relaxed),
         }
     }
 
@@ -368,8 +368,10 @@ impl Db {
     }
 
     fn count_time(&self, started: Instant) {
-        let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
-        self.counts.busy_micros.fetch_add(micros, Ordering::Relaxed);
+        self.metrics.database_statements.inc();
+        self.metrics
+            .database_duration
+            .observe(started.elapsed().as_secs_f64());
     }
 }
 

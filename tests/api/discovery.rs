@@ -47,3 +47,34 @@ async fn browsers_may_ask_first() {
             .contains("authorization")
     );
 }
+
+#[tokio::test]
+async fn well_known_files_tell_what_is_configured() {
+    let server = TestServer::start().await;
+    for name in ["client", "server", "support"] {
+        let path = format!("/.well-known/matrix/{name}");
+        server
+            .request(Method::GET, &path, None, None)
+            .await
+            .fails(404, "M_NOT_FOUND");
+    }
+    let server = TestServer::start_with(|config| {
+        config.well_known.client_base_url = Some("https://matrix.example.org".to_owned());
+        config.well_known.server = Some("matrix.example.org:443".try_into().unwrap());
+        config.well_known.support_page = Some("https://example.org/help".to_owned());
+    })
+    .await;
+    let get = async |name| {
+        let path = format!("/.well-known/matrix/{name}");
+        server.request(Method::GET, &path, None, None).await.ok()
+    };
+    assert_eq!(
+        get("client").await["m.homeserver"]["base_url"],
+        "https://matrix.example.org"
+    );
+    assert_eq!(get("server").await["m.server"], "matrix.example.org:443");
+    assert_eq!(
+        get("support").await["support_page"],
+        "https://example.org/help"
+    );
+}
