@@ -15,6 +15,7 @@ use crate::{
     error::{Error, Result},
     files::Files,
     filter::Filters,
+    lazy_members::LazyMembers,
     log::Log,
     names::Names,
     password::Passwords,
@@ -52,6 +53,8 @@ pub struct App {
     pub txns: Txns,
     /// The sessions in memory.
     pub sessions: Sessions,
+    /// Which member events devices have been sent.
+    pub lazy_members: LazyMembers,
     /// The filters in memory.
     pub filters: Filters,
     /// Push rules and ignored users in memory.

@@ -111,13 +111,26 @@ pub enum Effect {
 }
 
 /// All that are connected.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Bus {
     feeds: RwLock<HashMap<UserNid, Arc<Feed>>>,
     /// All up to here has been told. Locked while a commit is being told, so that nobody sees half of it.
     settled: RwLock<Pos>,
     /// Counts changes of what only memory knows: typing and presence.
     ephemeral: AtomicU64,
+    /// Tells this run of the server from others: the count begins anew with each.
+    run: u64,
+}
+
+impl Default for Bus {
+    fn default() -> Self {
+        Self {
+            feeds: RwLock::default(),
+            settled: RwLock::default(),
+            ephemeral: AtomicU64::new(1),
+            run: u64::from(rand::random::<u32>()),
+        }
+    }
 }
 
 impl Bus {
@@ -131,7 +144,7 @@ impl Bus {
             Arc::clone(
                 feeds
                     .entry(user)
-                    .or_insert_with(|| Arc::new(Feed::new(user, log.head()))),
+                    .or_insert_with(|| Arc::new(Feed::new(user, log.head(), self.ephemeral()))),
             )
         });
         feed.load(db).await?;
@@ -198,6 +211,12 @@ impl Bus {
         if let Some(feed) = self.find(user) {
             told.tell(&feed, tell);
         }
+    }
+
+    /// Tells this run of the server from others.
+    #[must_use]
+    pub fn run(&self) -> u64 {
+        self.run
     }
 
     /// The newest change of what only memory knows.
@@ -273,7 +292,9 @@ impl Bus {
                 if row.is_news {
                     seen.bump_pos = at.after(first);
                 }
-                seen.threads.extend(threads);
+                let pos = at.after(first);
+                seen.threads
+                    .extend(threads.iter().map(|(root, idx)| (*root, (*idx, pos))));
             }
             Effect::Member {
                 room,

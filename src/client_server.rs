@@ -5,9 +5,12 @@ mod content_repo;
 mod create_room;
 mod discovery;
 mod membership;
+mod read_marker;
+mod receipts;
 mod register;
 mod send;
 mod session;
+mod sync;
 
 use crate::http::Routes;
 
@@ -23,4 +26,7 @@ pub fn routes() -> Routes {
         .merge(account::routes())
         .merge(register::routes())
         .merge(session::routes())
+        .merge(read_marker::routes())
+        .merge(receipts::routes())
+        .merge(sync::routes())
 }

@@ -11,12 +11,13 @@ use ruma::{OwnedUserId, UserId};
 use crate::{
     error::{Error, Result},
     log::{Change, Log},
-    storage::{Db, KeyNid, TypeNid, UserNid, names},
+    storage::{Db, EventNid, KeyNid, TypeNid, UserNid, events, names},
 };
 
 const CACHED_USERS: usize = 200_000;
 const CACHED_TYPES: usize = 10_000;
 const CACHED_KEYS: usize = 200_000;
+const CACHED_EVENTS: usize = 20_000;
 
 /// A pair of event type and state key.
 pub type Key = (Arc<str>, Arc<str>);
@@ -29,6 +30,7 @@ pub struct Names {
     types: Cache<Arc<str>, TypeNid>,
     keys: Cache<Key, KeyNid>,
     key_names: Cache<KeyNid, Key>,
+    event_ids: Cache<EventNid, Arc<str>>,
 }
 
 impl Default for Names {
@@ -39,6 +41,7 @@ impl Default for Names {
             types: Cache::new(CACHED_TYPES),
             keys: Cache::new(CACHED_KEYS),
             key_names: Cache::new(CACHED_KEYS),
+            event_ids: Cache::new(CACHED_EVENTS),
         }
     }
 }
@@ -231,6 +234,30 @@ impl Names {
                 let key: Key = (event_type.into(), state_key.into());
                 self.keep_key(&key, nid);
                 found.insert(nid, key);
+            }
+        }
+        Ok(found)
+    }
+
+    /// The ids of events, for those that are named again and again, like the roots of threads.
+    pub async fn event_ids(
+        &self,
+        db: &Db,
+        nids: &[EventNid],
+    ) -> Result<HashMap<EventNid, Arc<str>>> {
+        let mut found = HashMap::new();
+        let mut missing = Vec::new();
+        for nid in nids {
+            match self.event_ids.get(nid) {
+                Some(id) => drop(found.insert(*nid, id)),
+                None => missing.push(*nid),
+            }
+        }
+        if !missing.is_empty() {
+            for (nid, id) in events::ids(db, &missing).await? {
+                let id: Arc<str> = id.into();
+                self.event_ids.insert(nid, Arc::clone(&id));
+                found.insert(nid, id);
             }
         }
         Ok(found)

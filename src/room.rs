@@ -8,4 +8,5 @@ pub mod head;
 pub mod membership;
 pub mod power;
 pub mod read;
+pub mod receipts;
 pub mod visibility;

@@ -90,8 +90,10 @@ pub struct Seen {
     pub invited_count: i64,
     /// How many events notify by default.
     pub unread_idx: i64,
-    /// The same for each thread that had one since the room was loaded.
-    pub threads: HashMap<EventNid, i64>,
+    /// The same for each thread with an event after `threads_from`, with the position of its last event.
+    pub threads: HashMap<EventNid, (i64, Pos)>,
+    /// Where `threads` begins.
+    pub threads_from: Pos,
     /// The position of the newest event.
     pub last_pos: Pos,
     /// The position of the newest event that is news.
@@ -132,6 +134,7 @@ impl Room {
             local,
             events_from: head,
             receipts_from: head,
+            threads_from: head,
             ..Seen::default()
         };
         Ok(Self {

@@ -92,6 +92,7 @@ CREATE TABLE event (
 
 CREATE UNIQUE INDEX event_pos ON event (room_nid, pos) WHERE pos IS NOT NULL;
 CREATE INDEX event_history ON event (room_nid, depth, ord);
+CREATE INDEX event_thread ON event (thread_nid, pos) WHERE thread_nid IS NOT NULL;
 CREATE INDEX event_ts ON event (room_nid, ts);
 CREATE UNIQUE INDEX event_txn ON event (device_nid, txn_id, room_nid, type_nid) WHERE txn_id IS NOT NULL;
 
@@ -193,6 +194,7 @@ CREATE TABLE receipt (
 CREATE INDEX receipt_pos ON receipt (room_nid, pos);
 
 -- Read up to pos; idx is the room's unread_idx there, own how many notifying events the reader has sent since.
+-- thread_nid: the thread, 0 for what is in none, -2 for everything, threads included.
 CREATE TABLE read_marker (
     user_nid BIGINT NOT NULL,
     room_nid BIGINT NOT NULL,

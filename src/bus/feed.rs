@@ -32,6 +32,8 @@ pub struct Feed {
 pub struct FeedState {
     /// Changes up to here may be missing from `changed` and `own_pos`.
     pub from: Pos,
+    /// The same for `typing` and `presence`.
+    pub ephemeral_from: u64,
     /// The rooms of the user, apart from forgotten ones.
     pub memberships: HashMap<RoomNid, Member>,
     /// Rooms with news since `from`, by the position of the newest.
@@ -53,12 +55,13 @@ pub struct FeedState {
 }
 
 impl Feed {
-    pub(super) fn new(user: UserNid, head: Pos) -> Self {
+    pub(super) fn new(user: UserNid, head: Pos, ephemeral: u64) -> Self {
         Self {
             user,
             news: Notify::new(),
             state: Mutex::new(FeedState {
                 from: head,
+                ephemeral_from: ephemeral,
                 memberships: HashMap::new(),
                 changed: BTreeMap::new(),
                 newest: HashMap::new(),
@@ -173,7 +176,13 @@ impl FeedState {
     }
 
     pub(super) fn marker_changed(&mut self, room: RoomNid, thread: i64, marker: ReadMarker) {
-        self.markers.insert((room, thread), marker);
+        let known = self.markers.entry((room, thread)).or_default();
+        if marker.pos == 0 && known.pos > 0 {
+            // The user wrote in a thread that they have read only as part of the room.
+            known.own += 1;
+            return;
+        }
+        *known = marker;
         if let Some(highlights) = self.highlights.get_mut(&room) {
             highlights.retain(|highlight| highlight.thread != thread || highlight.pos > marker.pos);
         }

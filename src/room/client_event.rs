@@ -1,6 +1,10 @@
 //! How events look to clients ("Room event format", "Size limits" and the `unsigned` part of events).
 
-use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use ruma::{EventId, MilliSecondsSinceUnixEpoch, RoomId, UserId};
 use serde::Serialize;
@@ -106,6 +110,30 @@ pub async fn client_events(
         now: app.clock.now(),
         form,
         sight,
+        bundles: &bundles,
+        others: &others,
+    };
+    events.iter().map(|event| writer.json(event)).collect()
+}
+
+/// The same for a caller who has read what is told with the events: their children, and in `others` the events that
+/// they replace and that redacted them. What is not there is not told.
+///
+/// # Errors
+/// If an event cannot be serialized.
+pub fn known_events(
+    app: &App,
+    room: &Room,
+    events: &[Arc<Event>],
+    sight: &Sight<'_>,
+    bundles: &Bundles,
+    others: &HashMap<EventNid, Arc<Event>>,
+) -> Result<Vec<Box<RawValue>>> {
+    let writer = Writer {
+        room,
+        now: app.clock.now(),
+        form: Form::WithoutRoomId,
+        sight,
         bundles,
         others,
     };
@@ -135,7 +163,7 @@ async fn others(
     room: &Room,
     events: &[Arc<Event>],
     bundles: &Bundles,
-) -> Result<BTreeMap<EventNid, Arc<Event>>> {
+) -> Result<HashMap<EventNid, Arc<Event>>> {
     let mut wanted: Vec<EventNid> = events
         .iter()
         .chain(bundles.events())
@@ -144,7 +172,7 @@ async fn others(
         .collect();
     wanted.sort_unstable();
     wanted.dedup();
-    let mut found = BTreeMap::new();
+    let mut found = HashMap::new();
     if wanted.is_empty() {
         return Ok(found);
     }
@@ -172,8 +200,8 @@ struct Writer<'a> {
     now: i64,
     form: Form,
     sight: &'a Sight<'a>,
-    bundles: Bundles,
-    others: BTreeMap<EventNid, Arc<Event>>,
+    bundles: &'a Bundles,
+    others: &'a HashMap<EventNid, Arc<Event>>,
 }
 
 impl Writer<'_> {

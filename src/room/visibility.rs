@@ -18,7 +18,9 @@ use crate::{
     names::Key,
     preferences,
     rooms::Room,
-    storage::{self, DeviceNid, Event, KeyNid, Membership, UserNid, events::flags, state::StateAt},
+    storage::{
+        self, DeviceNid, Event, KeyNid, Membership, Pos, UserNid, events::flags, state::StateAt,
+    },
 };
 
 /// Who reads.
@@ -61,6 +63,8 @@ pub struct Sight<'a> {
     /// `None`: the viewer may see everything.
     history: Option<History>,
     restricted: bool,
+    /// The viewer is known to have been in the room from here on.
+    in_since: Option<Pos>,
 }
 
 impl<'a> Sight<'a> {
@@ -89,7 +93,21 @@ impl<'a> Sight<'a> {
             member,
             history,
             restricted,
+            in_since: None,
         })
+    }
+
+    /// What a viewer may see who has been in the room since a position, of what has happened since then.
+    #[must_use]
+    pub fn joined_since(viewer: &'a Viewer, pos: Pos) -> Self {
+        Self {
+            viewer,
+            joined: true,
+            member: None,
+            history: None,
+            restricted: false,
+            in_since: Some(pos),
+        }
     }
 
     /// The same, knowing what the viewer was to the room at each of `events`.
@@ -131,6 +149,12 @@ impl<'a> Sight<'a> {
     /// take a query to know.
     #[must_use]
     pub fn membership(&self, event: &Event) -> Option<Membership> {
+        if let Some(since) = self.in_since {
+            return event
+                .pos
+                .is_some_and(|pos| pos >= since)
+                .then_some(Membership::Join);
+        }
         if let Some(history) = &self.history {
             return Some(history.membership_after(event, self.viewer));
         }

@@ -298,3 +298,13 @@ pub async fn own_since(
     let thread = thread.map_or(0, |root| root.0);
     db.one(query, args![room, pos, user, thread]).await?.get(0)
 }
+
+/// The count of events in no thread that notify by default, up to a position.
+pub async fn unread_idx_at(db: &Db, room: RoomNid, pos: Pos) -> Result<i64> {
+    let query = sql!(
+        "SELECT unread_idx FROM event WHERE room_nid = $1 AND pos <= $2 AND thread_nid IS NULL ",
+        "ORDER BY pos DESC LIMIT 1"
+    );
+    let row = db.maybe(query, args![room, pos]).await?;
+    row.map_or(Ok(0), |row| row.get(0))
+}

@@ -21,7 +21,7 @@ pub enum Membership {
 }
 
 impl Membership {
-    fn from_number(number: i64) -> Self {
+    pub(super) fn from_number(number: i64) -> Self {
         match number {
             1 => Self::Invite,
             2 => Self::Join,

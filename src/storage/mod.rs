@@ -24,9 +24,11 @@ pub mod reports;
 pub mod rooms;
 pub mod sessions;
 pub mod state;
+pub mod sync;
 pub mod threads;
 pub mod tokens;
 
+pub use account_data::AccountData;
 pub use db::{Arg, Claim, Column, Db, Position, Result, Row, Sql, Statistics};
 pub use events::Event;
 pub use members::{Member, Membership};

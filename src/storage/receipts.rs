@@ -1,6 +1,6 @@
 //! `receipt` and `read_marker`: what people have read.
 
-use super::{Db, EventNid, Insert, Pos, Position, Result, RoomNid, UserNid, Write};
+use super::{Db, EventNid, Insert, Pos, Position, Result, RoomNid, Row, UserNid, Write};
 use crate::{args, sql};
 
 /// The kinds of receipts, with the numbers that the table has.
@@ -10,6 +10,16 @@ pub enum ReceiptKind {
     Read = 1,
     /// `m.read.private`, for the reader alone.
     ReadPrivate = 2,
+}
+
+impl ReceiptKind {
+    fn from_number(number: i64) -> Self {
+        if number == 1 {
+            Self::Read
+        } else {
+            Self::ReadPrivate
+        }
+    }
 }
 
 /// A receipt: somebody has read up to an event.
@@ -98,40 +108,22 @@ pub fn set(receipt: &Receipt, at: Position) -> Write {
     Write::Insert(&RECEIPT, row)
 }
 
-/// The receipts of some rooms that came after `since`, oldest first; of private ones only those of `reader`.
-pub async fn since(
-    db: &Db,
-    rooms: &[RoomNid],
-    since: Pos,
-    reader: UserNid,
-) -> Result<Vec<Receipt>> {
-    let query = sql!(
-        "SELECT r.room_nid, r.user_nid, r.thread_nid, r.kind, r.event_nid, e.event_id, r.ts, r.pos FROM receipt r ",
-        "JOIN event e ON e.nid = r.event_nid WHERE r.pos > $2 AND (r.kind = 1 OR r.user_nid = $3) AND r.room_nid ",
-        list(1),
-        " ORDER BY r.pos"
-    );
-    db.rows(query, args![rooms, since, reader])
-        .await?
-        .iter()
-        .map(|row| {
-            Ok(Receipt {
-                room: RoomNid(row.get(0)?),
-                user: UserNid(row.get(1)?),
-                thread: ReceiptThread::from_number(row.get(2)?),
-                kind: if row.get::<i64>(3)? == 1 {
-                    ReceiptKind::Read
-                } else {
-                    ReceiptKind::ReadPrivate
-                },
-                event: EventNid(row.get(4)?),
-                event_id: row.get(5)?,
-                ts: row.get(6)?,
-                pos: row.get(7)?,
-            })
-        })
-        .collect()
+/// Reads a receipt: room, user, thread, kind, event, event id, time, position.
+pub(super) fn receipt(row: &Row) -> Result<Receipt> {
+    Ok(Receipt {
+        room: RoomNid(row.get(0)?),
+        user: UserNid(row.get(1)?),
+        thread: ReceiptThread::from_number(row.get(2)?),
+        kind: ReceiptKind::from_number(row.get(3)?),
+        event: EventNid(row.get(4)?),
+        event_id: row.get(5)?,
+        ts: row.get(6)?,
+        pos: row.get(7)?,
+    })
 }
+
+/// In the place of a thread: the marker of all that was read with whatever thread it is in. Its counts mean nothing.
+pub const EVERYTHING: i64 = -2;
 
 /// Up to where a user has read a room or a thread, in counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -198,4 +190,25 @@ pub async fn marker(
         })
     })
     .transpose()
+}
+
+/// The receipts of one user in a room: part of the room, kind, the event, its position.
+pub async fn of_user(
+    db: &Db,
+    room: RoomNid,
+    user: UserNid,
+) -> Result<Vec<(ReceiptThread, ReceiptKind, EventNid, Pos)>> {
+    let query = sql!(
+        "SELECT r.thread_nid, r.kind, r.event_nid, coalesce(e.pos, 0) FROM receipt r ",
+        "JOIN event e ON e.nid = r.event_nid WHERE r.room_nid = $1 AND r.user_nid = $2"
+    );
+    db.rows(query, args![room, user])
+        .await?
+        .iter()
+        .map(|row| {
+            let thread = ReceiptThread::from_number(row.get(0)?);
+            let kind = ReceiptKind::from_number(row.get(1)?);
+            Ok((thread, kind, EventNid(row.get(2)?), row.get(3)?))
+        })
+        .collect()
 }

@@ -1,6 +1,6 @@
 //! `thread`: the threads of a room.
 
-use super::{Db, EventNid, Insert, Position, Result, RoomNid, Write};
+use super::{Db, EventNid, Insert, Pos, Position, Result, RoomNid, UserNid, Write};
 use crate::{args, sql};
 
 /// What is counted of a thread.
@@ -52,4 +52,107 @@ pub async fn count(db: &Db, room: RoomNid, root: EventNid) -> Result<ThreadCount
         }),
         None => Ok(ThreadCount::default()),
     }
+}
+
+/// A thread as a reader finds it.
+#[derive(Clone, Copy, Debug)]
+pub struct Thread {
+    /// The room.
+    pub room: RoomNid,
+    /// The event that it began with.
+    pub root: EventNid,
+    /// How many of its events notify by default.
+    pub unread_idx: i64,
+    /// The position of its last event.
+    pub last_pos: Pos,
+}
+
+/// The threads of some rooms with an event after the one up to which a user has read everything there.
+pub async fn unread(db: &Db, user: UserNid, rooms: &[RoomNid]) -> Result<Vec<Thread>> {
+    let query = sql!(
+        "SELECT t.room_nid, t.root_nid, t.unread_idx, t.last_pos FROM thread t LEFT JOIN read_marker m ",
+        "ON m.user_nid = $2 AND m.room_nid = t.room_nid AND m.thread_nid = -2 ",
+        "WHERE t.last_pos > coalesce(m.pos, 0) AND t.room_nid ",
+        list(1)
+    );
+    db.rows(query, args![rooms, user])
+        .await?
+        .iter()
+        .map(|row| {
+            Ok(Thread {
+                room: RoomNid(row.get(0)?),
+                root: EventNid(row.get(1)?),
+                unread_idx: row.get(2)?,
+                last_pos: row.get(3)?,
+            })
+        })
+        .collect()
+}
+
+/// How many events of threads notified by default up to where a user has read everything in their room: thread, count,
+/// how many of them the user has sent after that.
+pub async fn read_counts(
+    db: &Db,
+    user: UserNid,
+    roots: &[EventNid],
+) -> Result<Vec<(EventNid, i64, i64)>> {
+    let query = sql!(
+        "SELECT t.root_nid, ",
+        "sum(CASE WHEN e.pos <= coalesce(m.pos, 0) AND e.flags & 16 <> 0 THEN 1 ELSE 0 END), ",
+        "sum(CASE WHEN e.pos > coalesce(m.pos, 0) AND e.sender_nid = $2 AND e.flags & 16 <> 0 THEN 1 ELSE 0 END) ",
+        "FROM thread t JOIN event e ON e.room_nid = t.room_nid AND e.thread_nid = t.root_nid AND e.pos IS NOT NULL ",
+        "LEFT JOIN read_marker m ON m.user_nid = $2 AND m.room_nid = t.room_nid AND m.thread_nid = -2 ",
+        "WHERE t.root_nid ",
+        list(1),
+        " GROUP BY t.root_nid"
+    );
+    db.rows(query, args![roots, user])
+        .await?
+        .iter()
+        .map(|row| Ok((EventNid(row.get(0)?), row.get(1)?, row.get(2)?)))
+        .collect()
+}
+
+/// The threads of a room with an event after a position.
+pub async fn since(db: &Db, room: RoomNid, pos: Pos) -> Result<Vec<Thread>> {
+    let query = sql!(
+        "SELECT root_nid, unread_idx, last_pos FROM thread WHERE room_nid = $1 AND last_pos > $2"
+    );
+    db.rows(query, args![room, pos])
+        .await?
+        .iter()
+        .map(|row| {
+            Ok(Thread {
+                room,
+                root: EventNid(row.get(0)?),
+                unread_idx: row.get(1)?,
+                last_pos: row.get(2)?,
+            })
+        })
+        .collect()
+}
+
+/// How many events of threads notified by default up to a position: thread, count, how many of them the user has sent
+/// after that.
+pub async fn counts_at(
+    db: &Db,
+    user: UserNid,
+    roots: &[EventNid],
+    pos: Pos,
+) -> Result<Vec<(EventNid, i64, i64)>> {
+    if roots.is_empty() {
+        return Ok(Vec::new());
+    }
+    let query = sql!(
+        "SELECT thread_nid, sum(CASE WHEN pos <= $3 THEN 1 ELSE 0 END), ",
+        "sum(CASE WHEN pos > $3 AND sender_nid = $2 THEN 1 ELSE 0 END) ",
+        "FROM event WHERE flags & 16 <> 0 AND thread_nid ",
+        list(1),
+        " GROUP BY thread_nid"
+    );
+    db.rows(query, args![roots, user, pos])
+        .await?
+        .iter()
+        .map(|row| Ok((EventNid(row.get(0)?), row.get(1)?, row.get(2)?)))
+        .collect()
 }

@@ -8,5 +8,7 @@ mod server;
 mod accounts;
 mod discovery;
 mod media;
+mod receipts;
 mod rooms;
+mod sync;
 mod thumbnails;

@@ -299,6 +299,7 @@ impl<'a> Step<'a> {
                 own: 0,
             };
             self.set_marker(member.user, 0, marker);
+            self.set_marker(member.user, receipts::EVERYTHING, marker);
         }
         self.change.write(members::set(&member, at));
         let room = Arc::clone(self.room);

@@ -1,0 +1,209 @@
+//! `GET /sync`: what is new for a user since a position, and waiting until something is.
+//!
+//! A sync first looks into the user's [feed](crate::bus::Feed): which rooms have news is known there without a query.
+//! The rooms are then gone through in batches ([`batch`]), each with a number of queries that does not depend on the
+//! number of rooms, and with none where memory has all that is needed.
+
+mod answer;
+mod batch;
+mod counts;
+mod ephemeral;
+mod filter;
+mod lookup;
+mod plan;
+mod render;
+mod state;
+mod stripped;
+mod summary;
+mod timeline;
+
+use std::{pin::pin, sync::Arc, time::Duration};
+
+use serde_json::value::to_raw_value;
+use tokio::time::Instant;
+
+use crate::{
+    app::App,
+    auth::Requester,
+    error::{Error, Result},
+    filter::Filter,
+    room::visibility::Viewer,
+    storage::{AccountData, Pos},
+    telemetry::Counted,
+    token::Token,
+};
+pub use answer::{Answer, State};
+use plan::Plan;
+
+/// The longest that a sync waits.
+const LONGEST: Duration = Duration::from_mins(5);
+
+/// What a client asks for.
+#[derive(Debug)]
+pub struct Request {
+    /// Where its last sync came to; `None`: it knows nothing yet.
+    pub since: Option<Token>,
+    /// What it wants to hear of.
+    pub filter: Arc<Filter>,
+    /// Whether it wants all state of its rooms although it has synced before.
+    pub full_state: bool,
+    /// How long it waits for news.
+    pub timeout: Duration,
+    /// How it wants to be told of state.
+    pub state: StateForm,
+}
+
+/// How a client wants to be told of state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StateForm {
+    /// As it is before the timeline.
+    Before,
+    /// As it is after the timeline.
+    After,
+    /// The same under the name that it had before it was in the specification.
+    AfterUnstable,
+}
+
+/// Up to where a client knows everything.
+#[derive(Clone, Copy, Debug)]
+struct Since {
+    pos: Pos,
+    /// The count of what only memory knows; 0 if it was counted before the server was started again.
+    ephemeral: u64,
+}
+
+/// What belongs to one sync.
+struct Context<'a> {
+    app: &'a App,
+    viewer: &'a Viewer,
+    requester: &'a Requester,
+    request: &'a Request,
+    /// Up to where the client knows everything; 0: it knows nothing.
+    since: Pos,
+    /// Up to where it is told everything now.
+    upto: Pos,
+}
+
+impl Context<'_> {
+    fn filter(&self) -> &Filter {
+        &self.request.filter
+    }
+}
+
+/// Answers a sync: at once if there is news, or once there is, or when the time is over.
+///
+/// # Errors
+/// `M_INVALID_PARAM` if `since` is no token of a sync; if the database fails.
+pub async fn sync(app: &App, requester: &Requester, request: &Request) -> Result<Answer> {
+    let mut since = request
+        .since
+        .map(|token| read_since(app, token))
+        .transpose()?;
+    let feed = app.bus.feed(&app.db, &app.log, requester.user).await?;
+    let deadline = Instant::now() + request.timeout.min(LONGEST);
+    let mut at_once = since.is_none() || request.full_state;
+    loop {
+        let mut news = pin!(feed.news.notified());
+        // From here on no news is missed.
+        news.as_mut().enable();
+        let over = Instant::now() >= deadline || app.shutdown.is_cancelled();
+        if at_once || over || since.is_none_or(|since| plan::has_news(app, &feed, since)) {
+            let viewer = Viewer::of(app, requester).await?;
+            let plan = Plan::make(app, request, &feed, since).await?;
+            let answer = answer(app, requester, request, &viewer, since, plan).await?;
+            if at_once || over || !answer.0.is_empty() {
+                return Ok(answer.0);
+            }
+            since = Some(answer.1);
+            at_once = false;
+        }
+        let _waiter = Counted::new(&app.metrics.sync_waiters);
+        tokio::select! {
+            () = news => {}
+            () = tokio::time::sleep_until(deadline) => {}
+            () = app.shutdown.cancelled() => {}
+        }
+    }
+}
+
+/// A position that this server has not reached was given before its database was set back: what has happened since
+/// is told from now on.
+fn read_since(app: &App, token: Token) -> Result<Since> {
+    match token {
+        Token::Sync {
+            pos,
+            ephemeral,
+            run,
+        } => Ok(Since {
+            pos: pos.min(*app.bus.settled()),
+            ephemeral: if run == app.bus.run() { ephemeral } else { 0 },
+        }),
+        Token::History { .. } => Err(Error::invalid_param("since is no token of a sync")),
+    }
+}
+
+/// Puts an answer together; with it, where the next sync goes on.
+async fn answer(
+    app: &App,
+    requester: &Requester,
+    request: &Request,
+    viewer: &Viewer,
+    since: Option<Since>,
+    mut plan: Plan,
+) -> Result<(Answer, Since)> {
+    let context = Context {
+        app,
+        viewer,
+        requester,
+        request,
+        since: since.map_or(0, |since| since.pos),
+        upto: plan.upto,
+    };
+    let mut answer = Answer::default();
+    let rooms = std::mem::take(&mut plan.rooms);
+    for members in rooms.chunks(batch::ROOMS) {
+        batch::add(&context, &mut plan, members, &mut answer).await?;
+    }
+    answer.presence.events = ephemeral::presence(&context, &plan).await?;
+    let global = plan.account_data.remove(&None).unwrap_or_default();
+    let most = filter::limit(context.filter().account_data.limit);
+    answer.account_data.events = global
+        .iter()
+        .filter(|item| filter::admits(&context.filter().account_data, &item.event_type, None))
+        .take(most)
+        .map(account_data)
+        .collect::<Result<_>>()?;
+    // Clients that know of keys are told that there are none.
+    answer
+        .device_one_time_keys_count
+        .insert("signed_curve25519", 0);
+    let next = Since {
+        pos: plan.upto,
+        ephemeral: plan.ephemeral,
+    };
+    answer.next_batch = token(app, next).to_string();
+    Ok((answer, next))
+}
+
+fn token(app: &App, since: Since) -> Token {
+    Token::Sync {
+        pos: since.pos,
+        ephemeral: since.ephemeral,
+        run: app.bus.run(),
+    }
+}
+
+/// An item of account data as an event.
+fn account_data(item: &AccountData) -> Result<Box<serde_json::value::RawValue>> {
+    #[derive(serde::Serialize)]
+    struct Event<'a> {
+        content: &'a serde_json::value::RawValue,
+        r#type: &'a str,
+    }
+    let content = serde_json::from_str(&item.json).map_err(Error::internal)?;
+    to_raw_value(&Event {
+        content,
+        r#type: &item.event_type,
+    })
+    .map_err(Error::internal)
+}

@@ -1,0 +1,238 @@
+//! How much is unread ("Receiving notifications").
+//!
+//! Nobody counts for each reader: each room and each thread has a running count of the events that notify by default,
+//! and what is unread is that count now, minus the count where the reader has read to, minus what the reader sent since.
+//! Where the reader's own rules decide otherwise there is a row for it. See `ARCHITECTURE.md`, "Unread counts".
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use ruma::OwnedEventId;
+
+use super::{
+    Context,
+    answer::Unread,
+    batch::{Batch, Part},
+};
+use crate::{
+    bus::{Feed, FeedState},
+    error::{Error, Result},
+    rooms::Room,
+    storage::{
+        EventNid, ReadMarker,
+        highlights::{HIGHLIGHT, Highlight, NOTIFIES, SILENT},
+        receipts::EVERYTHING,
+        threads,
+    },
+};
+
+/// What is unread of a room.
+#[derive(Debug, Default)]
+pub(super) struct PartUnread {
+    /// In the room; without threads, if the client asks for these.
+    pub(super) room: Unread,
+    /// In each thread where anything is.
+    pub(super) threads: BTreeMap<OwnedEventId, Unread>,
+    /// Whether the user may have read something since the last sync.
+    pub(super) changed: bool,
+}
+
+/// Counts what is unread in each room, with no query where memory has its threads.
+pub(super) async fn load(context: &Context<'_>, batch: &mut Batch<'_>) -> Result<Vec<PartUnread>> {
+    let app = context.app;
+    let feed = app.bus.feed(&app.db, &app.log, context.viewer.user).await?;
+    load_threads(context, batch, &feed).await?;
+    load_markers(context, batch, &feed).await?;
+    let counted: Vec<Counted> = {
+        let _settled = app.bus.settled();
+        let state = feed.state();
+        let markers: Vec<_> = batch.parts.iter().map(|part| known(&state, part)).collect();
+        drop(state);
+        batch
+            .parts
+            .iter()
+            .zip(markers)
+            .map(|(part, known)| count(&part.room, &known))
+            .collect()
+    };
+    let by_thread = context.filter().room.timeline.unread_thread_notifications;
+    let roots: Vec<EventNid> = counted
+        .iter()
+        .filter(|_| by_thread)
+        .flat_map(|counted| counted.threads.keys().copied())
+        .collect();
+    let ids = app.names.event_ids(&app.db, &roots).await?;
+    let mut unread = Vec::with_capacity(counted.len());
+    for (part, counted) in batch.parts.iter().zip(counted) {
+        let mut of_part = PartUnread {
+            room: counted.room,
+            threads: BTreeMap::new(),
+            changed: has_read(context, part),
+        };
+        for (root, count) in counted.threads {
+            if !by_thread {
+                of_part.room.highlight_count += count.highlight_count;
+                of_part.room.notification_count += count.notification_count;
+            } else if let Some(id) = ids.get(&root) {
+                let id = OwnedEventId::try_from(&**id).map_err(Error::internal)?;
+                of_part.threads.insert(id, count);
+            }
+        }
+        unread.push(of_part);
+    }
+    Ok(unread)
+}
+
+/// Whether there is a receipt of the user since the last sync, as far as memory knows.
+fn has_read(context: &Context<'_>, part: &Part<'_>) -> bool {
+    let seen = part.room.seen();
+    part.is_joined()
+        && (seen.receipts_from > part.since
+            || seen
+                .receipts
+                .iter()
+                .any(|receipt| receipt.user == context.viewer.user && receipt.pos > part.since))
+}
+
+/// What the user has read of a room.
+struct Known {
+    markers: HashMap<i64, ReadMarker>,
+    highlights: Vec<Highlight>,
+}
+
+impl Known {
+    /// Up to where everything is read.
+    fn everything(&self) -> i64 {
+        self.markers.get(&EVERYTHING).map_or(0, |marker| marker.pos)
+    }
+}
+
+fn known(state: &FeedState, part: &Part<'_>) -> Known {
+    let room = part.room.nid;
+    let threads: Vec<i64> = part.room.seen().threads.keys().map(|root| root.0).collect();
+    Known {
+        markers: threads
+            .into_iter()
+            .chain([0, EVERYTHING])
+            .filter_map(|thread| Some((thread, *state.markers.get(&(room, thread))?)))
+            .collect(),
+        highlights: state.highlights.get(&room).cloned().unwrap_or_default(),
+    }
+}
+
+struct Counted {
+    room: Unread,
+    threads: HashMap<EventNid, Unread>,
+}
+
+fn count(room: &Room, known: &Known) -> Counted {
+    let seen = room.seen();
+    let main = known.markers.get(&0).copied().unwrap_or_default();
+    let mut counted = Counted {
+        room: unread(seen.unread_idx, main, known, 0),
+        threads: HashMap::new(),
+    };
+    for (root, (idx, last_pos)) in &seen.threads {
+        let marker = known.markers.get(&root.0).copied().unwrap_or_default();
+        if *last_pos > known.everything().max(marker.pos) {
+            let unread = unread(*idx, marker, known, root.0);
+            if unread != Unread::default() {
+                counted.threads.insert(*root, unread);
+            }
+        }
+    }
+    counted
+}
+
+fn unread(idx: i64, marker: ReadMarker, known: &Known, thread: i64) -> Unread {
+    let mut unread = Unread {
+        highlight_count: 0,
+        notification_count: idx - marker.idx - marker.own,
+    };
+    for highlight in known
+        .highlights
+        .iter()
+        .filter(|highlight| highlight.thread == thread && highlight.pos > marker.pos)
+    {
+        unread.highlight_count += i64::from(highlight.flags & HIGHLIGHT != 0);
+        unread.notification_count += i64::from(highlight.flags & NOTIFIES != 0);
+        unread.notification_count -= i64::from(highlight.flags & SILENT != 0);
+    }
+    unread.notification_count = unread.notification_count.max(unread.highlight_count).max(0);
+    unread
+}
+
+/// Reads the threads of which memory knows nothing yet and in which something may be unread.
+async fn load_threads(context: &Context<'_>, batch: &Batch<'_>, feed: &Feed) -> Result<()> {
+    let mut missing: HashMap<_, (Arc<Room>, i64)> = HashMap::new();
+    for part in batch.parts.iter().filter(|part| part.is_joined()) {
+        let read = {
+            let state = feed.state();
+            let marker = state.markers.get(&(part.room.nid, EVERYTHING));
+            marker.map_or(0, |marker| marker.pos)
+        };
+        if read < part.room.seen().threads_from {
+            missing.insert(part.room.nid, (Arc::clone(&part.room), read));
+        }
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let rooms: Vec<_> = missing.keys().copied().collect();
+    let stored = threads::unread(&context.app.db, context.viewer.user, &rooms).await?;
+    for thread in stored {
+        if let Some((room, _)) = missing.get(&thread.room) {
+            let entry = (thread.unread_idx, thread.last_pos);
+            // What memory has is never older.
+            room.seen_mut().threads.entry(thread.root).or_insert(entry);
+        }
+    }
+    for (room, read) in missing.into_values() {
+        let mut seen = room.seen_mut();
+        seen.threads_from = seen.threads_from.min(read);
+    }
+    Ok(())
+}
+
+/// Finds where in a thread somebody is who has read everything in its room but never this thread.
+async fn load_markers(context: &Context<'_>, batch: &Batch<'_>, feed: &Feed) -> Result<()> {
+    let mut missing = HashMap::new();
+    for part in batch.parts.iter().filter(|part| part.is_joined()) {
+        let threads: Vec<_> = {
+            let seen = part.room.seen();
+            let threads = seen.threads.iter();
+            threads.map(|(root, (_, last))| (*root, *last)).collect()
+        };
+        let state = feed.state();
+        let room = part.room.nid;
+        let read = state.markers.get(&(room, EVERYTHING));
+        let read = read.map_or(0, |marker| marker.pos);
+        for (root, last) in threads {
+            let marker = state.markers.get(&(room, root.0));
+            if last > read && marker.is_none_or(|marker| marker.pos == 0) {
+                missing.insert(root, (room, read));
+            }
+        }
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let roots: Vec<EventNid> = missing.keys().copied().collect();
+    let counts = threads::read_counts(&context.app.db, context.viewer.user, &roots).await?;
+    let mut state = feed.state();
+    for (root, idx, own) in counts {
+        let Some((room, read)) = missing.get(&root) else {
+            continue;
+        };
+        let marker = state.markers.entry((*room, root.0)).or_default();
+        if marker.pos == 0 {
+            // Never 0, so that this is not asked again.
+            let pos = (*read).max(1);
+            let own = own.max(marker.own);
+            *marker = ReadMarker { pos, idx, own };
+        }
+    }
+    Ok(())
+}

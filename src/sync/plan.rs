@@ -1,0 +1,144 @@
+//! Which rooms a sync is about.
+
+use std::collections::{HashMap, HashSet};
+
+use super::{Request, Since};
+use crate::{
+    app::App,
+    bus::{Feed, FeedState},
+    error::Result,
+    storage::{self, AccountData, Member, Membership, Pos, RoomNid, UserNid},
+};
+
+/// What a sync is to tell.
+#[derive(Debug)]
+pub(super) struct Plan {
+    /// Up to where everything is told.
+    pub(super) upto: Pos,
+    /// The same for what only memory knows.
+    pub(super) ephemeral: u64,
+    /// What the user is to each of the rooms.
+    pub(super) rooms: Vec<Member>,
+    /// The rooms of which it is to be told who is typing.
+    pub(super) typing: HashSet<RoomNid>,
+    /// The users of whom it is to be told how they are; `None`: all who are there.
+    pub(super) presence: Option<Vec<UserNid>>,
+    /// Account data that changed, by room.
+    pub(super) account_data: HashMap<Option<RoomNid>, Vec<AccountData>>,
+}
+
+/// Whether there is anything after `since`, as far as can be told without a look at it.
+pub(super) fn has_news(app: &App, feed: &Feed, since: Since) -> bool {
+    let _settled = app.bus.settled();
+    let state = feed.state();
+    since.pos < state.from
+        || since.ephemeral < state.ephemeral_from
+        || state.has_news(since.pos)
+        || state.typing.values().any(|at| *at > since.ephemeral)
+        || state.presence.values().any(|at| *at > since.ephemeral)
+}
+
+impl Plan {
+    /// Finds out what there is to tell: without a query if the user has synced lately and nothing of their own changed.
+    pub(super) async fn make(
+        app: &App,
+        request: &Request,
+        feed: &Feed,
+        since: Option<Since>,
+    ) -> Result<Self> {
+        let pos = since.map_or(0, |since| since.pos);
+        // What changed before the feed began is not in it.
+        let is_old = pos < feed.state().from;
+        let older = if is_old && since.is_some() {
+            storage::sync::changed_rooms(&app.db, feed.user, pos).await?
+        } else {
+            Vec::new()
+        };
+        let (mut plan, own) = {
+            let settled = app.bus.settled();
+            let state = feed.state();
+            let mut rooms: HashSet<RoomNid> = older.into_iter().collect();
+            match since {
+                Some(_) => rooms.extend(state.changed_since(pos)),
+                None => rooms.extend(state.memberships.keys()),
+            }
+            if request.full_state {
+                rooms.extend(current_rooms(&state));
+            }
+            let typing = typing(app, &state, since);
+            rooms.extend(&typing);
+            let shown = |member: &Member| {
+                since.is_some()
+                    || member.membership < Membership::Leave
+                    || request.filter.room.include_leave
+            };
+            let plan = Self {
+                upto: *settled,
+                ephemeral: app.bus.ephemeral(),
+                rooms: rooms
+                    .iter()
+                    .filter_map(|room| state.memberships.get(room))
+                    .filter(|member| shown(member))
+                    .cloned()
+                    .collect(),
+                typing,
+                presence: since
+                    .filter(|since| since.ephemeral >= state.ephemeral_from)
+                    .map(|since| changed(&state.presence, since)),
+                account_data: HashMap::new(),
+            };
+            (plan, is_old || state.own_pos > pos)
+        };
+        if own || since.is_none() {
+            plan.add_account_data(app, feed, pos).await?;
+        }
+        Ok(plan)
+    }
+
+    async fn add_account_data(&mut self, app: &App, feed: &Feed, since: Pos) -> Result<()> {
+        let mut planned: HashSet<RoomNid> = self.rooms.iter().map(|member| member.room).collect();
+        for item in storage::account_data::since(&app.db, feed.user, since).await? {
+            if let Some(room) = item.room
+                && since > 0
+                && planned.insert(room)
+            {
+                self.rooms
+                    .extend(feed.state().memberships.get(&room).cloned());
+            }
+            self.account_data.entry(item.room).or_default().push(item);
+        }
+        Ok(())
+    }
+}
+
+/// The rooms that the user is in or could be in.
+fn current_rooms(state: &FeedState) -> impl Iterator<Item = RoomNid> {
+    state
+        .memberships
+        .values()
+        .filter(|member| member.membership < Membership::Leave)
+        .map(|member| member.room)
+}
+
+/// The rooms in which somebody has begun or ended typing; those in which somebody types, if it is not known since when.
+fn typing(app: &App, state: &FeedState, since: Option<Since>) -> HashSet<RoomNid> {
+    match since {
+        Some(since) if since.ephemeral >= state.ephemeral_from => {
+            changed(&state.typing, since).into_iter().collect()
+        }
+        _ => {
+            let now = app.clock.now();
+            current_rooms(state)
+                .filter(|room| !app.typing.users(*room, now).is_empty())
+                .collect()
+        }
+    }
+}
+
+fn changed<K: Copy>(changes: &HashMap<K, u64>, since: Since) -> Vec<K> {
+    changes
+        .iter()
+        .filter(|(_, at)| **at > since.ephemeral)
+        .map(|(key, _)| *key)
+        .collect()
+}

@@ -1,0 +1,125 @@
+//! Events as they are sent.
+
+use std::{collections::HashSet, sync::Arc};
+
+use serde_json::value::{RawValue, to_raw_value};
+
+use super::{
+    Context, StateForm,
+    answer::{Events, State},
+    batch::{Batch, Part},
+    filter,
+};
+use crate::{
+    error::{Error, Result},
+    room::{
+        aggregations::{self, Bundles},
+        client_event,
+        visibility::Sight,
+    },
+    storage::{self, Event, EventNid},
+};
+
+/// The events of a room as they are sent.
+pub(super) struct Rendered {
+    pub(super) timeline: Vec<Box<RawValue>>,
+    pub(super) state: State,
+}
+
+/// Writes the events of all rooms. What is told with them is read for all rooms at once; only where a timeline is
+/// limited and its events have children, these are read room by room.
+pub(super) async fn batch(context: &Context<'_>, batch: &mut Batch<'_>) -> Result<Vec<Rendered>> {
+    let timelines = batch.parts.iter().flat_map(|part| &part.timeline);
+    let others = timelines
+        .flat_map(|event| [event.replaces, event.redacted_by])
+        .chain(
+            batch
+                .parts
+                .iter()
+                .flat_map(|part| &part.state)
+                .map(|event| event.redacted_by),
+        )
+        .flatten()
+        .collect();
+    batch.read(context, others).await?;
+    let parents = parents(context, batch).await?;
+    let mut rendered = Vec::with_capacity(batch.parts.len());
+    for part in &batch.parts {
+        let joined = Sight::joined_since(context.viewer, part.member.pos);
+        let sight = part.sight.as_ref().unwrap_or(&joined);
+        let has_children = part
+            .timeline
+            .iter()
+            .any(|event| parents.contains(&event.nid));
+        let bundles = if has_children {
+            aggregations::of(context.app, &part.room, &part.timeline, sight).await?
+        } else {
+            Bundles::default()
+        };
+        let timeline = write(context, batch, part, &part.timeline, sight, &bundles)?;
+        let events = Events {
+            events: write(
+                context,
+                batch,
+                part,
+                &part.state,
+                sight,
+                &Bundles::default(),
+            )?,
+        };
+        let state = match context.request.state {
+            StateForm::Before => State::Before(events),
+            StateForm::After => State::After(events),
+            StateForm::AfterUnstable => State::AfterUnstable(events),
+        };
+        rendered.push(Rendered { timeline, state });
+    }
+    Ok(rendered)
+}
+
+/// The events of limited timelines that have children.
+async fn parents(context: &Context<'_>, batch: &Batch<'_>) -> Result<HashSet<EventNid>> {
+    let nids: Vec<EventNid> = batch
+        .parts
+        .iter()
+        .filter(|part| part.limited)
+        .flat_map(|part| &part.timeline)
+        .filter(|event| event.key.is_none())
+        .map(|event| event.nid)
+        .collect();
+    let parents = storage::sync::parents(&context.app.db, &nids).await?;
+    Ok(parents.into_iter().collect())
+}
+
+fn write(
+    context: &Context<'_>,
+    batch: &Batch<'_>,
+    part: &Part<'_>,
+    events: &[Arc<Event>],
+    sight: &Sight<'_>,
+    bundles: &Bundles,
+) -> Result<Vec<Box<RawValue>>> {
+    let wanted = context.filter();
+    let mut written = if filter::is_federation_format(wanted) {
+        events
+            .iter()
+            .map(|event| RawValue::from_string(event.pdu.json.to_string()).map_err(Error::internal))
+            .collect::<Result<_>>()?
+    } else {
+        client_event::known_events(
+            context.app,
+            &part.room,
+            events,
+            sight,
+            bundles,
+            &batch.known,
+        )?
+    };
+    if let Some(fields) = &wanted.event_fields {
+        for event in &mut written {
+            let value = serde_json::from_str(event.get()).map_err(Error::internal)?;
+            *event = to_raw_value(&filter::keep_fields(&value, fields)).map_err(Error::internal)?;
+        }
+    }
+    Ok(written)
+}

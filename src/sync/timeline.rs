@@ -1,0 +1,209 @@
+//! What happened in rooms.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use super::{
+    Context,
+    batch::{Batch, Part},
+    filter,
+    lookup::{self, key},
+};
+use crate::{
+    error::Result,
+    room::visibility::Sight,
+    storage::{self, Event, Pos, RoomNid, events::flags},
+    token::Token,
+};
+
+/// How much further back is looked, each time, for events that the filter lets through.
+const FURTHER: [usize; 3] = [1, 8, 64];
+
+/// Finds the events that are told of each room.
+pub(super) async fn load<'a>(context: &'a Context<'a>, batch: &mut Batch<'a>) -> Result<()> {
+    let limit = filter::timeline_limit(context.filter());
+    let mut open: Vec<usize> = Vec::new();
+    let mut found: HashMap<usize, (Vec<Arc<Event>>, bool)> = HashMap::new();
+    for (index, part) in batch.parts.iter_mut().enumerate() {
+        found.insert(index, in_memory(part));
+    }
+    for further in FURTHER {
+        load_sights(context, batch, &found).await?;
+        for (index, (events, is_all)) in found.drain() {
+            if !batch.parts[index].take(context, events, is_all, limit) {
+                open.push(index);
+            }
+        }
+        if open.is_empty() {
+            break;
+        }
+        let window = (limit + 1) * further;
+        found = stored(context, batch, &std::mem::take(&mut open), window).await?;
+    }
+    // Where so many events do not pass the filter, the rest is left to `/messages`.
+    load_sights(context, batch, &found).await?;
+    for (index, (events, is_all)) in found {
+        let part = &mut batch.parts[index];
+        if !part.take(context, events, is_all, limit) {
+            part.limited = true;
+        }
+    }
+    Ok(())
+}
+
+/// The events that memory has, and whether these are all.
+fn in_memory(part: &mut Part<'_>) -> (Vec<Arc<Event>>, bool) {
+    let seen = part.room.seen();
+    let events: Vec<Arc<Event>> = seen
+        .events
+        .iter()
+        .filter(|event| {
+            event
+                .pos
+                .is_some_and(|pos| pos > part.since && pos <= part.upto)
+        })
+        .cloned()
+        .collect();
+    let is_all = seen.events_from <= part.since || is_start(&events);
+    drop(seen);
+    if is_all {
+        part.recent = Some(events.clone());
+    }
+    (events, is_all)
+}
+
+/// Whether the first of the events is the first of the room.
+fn is_start(events: &[Arc<Event>]) -> bool {
+    events
+        .first()
+        .is_some_and(|event| event.pdu.prev_events.is_empty())
+}
+
+/// The newest events that the database has of some parts, at most `window` of each.
+async fn stored(
+    context: &Context<'_>,
+    batch: &mut Batch<'_>,
+    open: &[usize],
+    window: usize,
+) -> Result<HashMap<usize, (Vec<Arc<Event>>, bool)>> {
+    let mut by_since: HashMap<Pos, Vec<RoomNid>> = HashMap::new();
+    for index in open {
+        let part = &batch.parts[*index];
+        by_since.entry(part.since).or_default().push(part.room.nid);
+    }
+    let mut events: HashMap<RoomNid, Vec<Arc<Event>>> = HashMap::new();
+    for (since, rooms) in by_since {
+        let stored = storage::sync::timelines(
+            &context.app.db,
+            &batch.rules,
+            context.viewer.user,
+            &rooms,
+            (since, context.upto),
+            i64::try_from(window).unwrap_or(i64::MAX),
+        )
+        .await?;
+        for event in stored {
+            let event = Arc::new(event);
+            events.entry(event.room).or_default().push(event);
+        }
+    }
+    Ok(open
+        .iter()
+        .map(|index| {
+            let events = events
+                .remove(&batch.parts[*index].room.nid)
+                .unwrap_or_default();
+            let is_all = events.len() < window;
+            (*index, (events, is_all))
+        })
+        .collect())
+}
+
+/// Finds out what the user may see where that is not plain. What is needed is read for all rooms at once, so that no
+/// room whose history is shared needs a query of its own.
+async fn load_sights<'a>(
+    context: &'a Context<'a>,
+    batch: &mut Batch<'a>,
+    found: &HashMap<usize, (Vec<Arc<Event>>, bool)>,
+) -> Result<()> {
+    let needed: Vec<usize> = found
+        .iter()
+        .filter(|(index, (events, _))| {
+            let part = &batch.parts[**index];
+            part.sight.is_none() && events.iter().any(|event| !part.was_in(event))
+        })
+        .map(|(index, _)| *index)
+        .collect();
+    let mut keys = Vec::with_capacity(2 * needed.len());
+    for index in &needed {
+        let room = &batch.parts[*index].room;
+        keys.push((Arc::clone(room), key("m.room.history_visibility", "")));
+        let user = context.requester.user_id.as_str();
+        keys.push((Arc::clone(room), key("m.room.member", user)));
+    }
+    if !keys.is_empty() {
+        lookup::state(context, keys).await?;
+    }
+    for index in needed {
+        let part = &mut batch.parts[index];
+        part.sight = Some(Sight::quick(context.app, &part.room, context.viewer).await?);
+    }
+    Ok(())
+}
+
+impl Part<'_> {
+    /// Whether the user was in the room at an event for sure: joined before it and still there.
+    pub(super) fn was_in(&self, event: &Event) -> bool {
+        self.is_joined() && event.pos.is_some_and(|pos| pos >= self.member.pos)
+    }
+
+    fn sees(&self, context: &Context<'_>, event: &Event) -> bool {
+        match &self.sight {
+            Some(sight) if !self.was_in(event) => sight.sees(event),
+            _ => {
+                event.flags & flags::HIDDEN == 0
+                    && (event.key.is_some() || !context.viewer.ignored.contains(&event.sender))
+            }
+        }
+    }
+
+    /// Takes those of `events` that the user may see and wants to, if these are enough or all there are.
+    fn take(
+        &mut self,
+        context: &Context<'_>,
+        events: Vec<Arc<Event>>,
+        is_all: bool,
+        limit: usize,
+    ) -> bool {
+        let wanted = &context.filter().room.timeline;
+        if !filter::admits_room(wanted, &self.room.id) {
+            return true;
+        }
+        let mut events = events;
+        events.retain(|event| filter::admits_event(wanted, event) && self.sees(context, event));
+        let too_many = events.len().saturating_sub(limit);
+        self.limited = too_many > 0;
+        self.timeline = events.split_off(too_many);
+        is_all || self.limited
+    }
+
+    /// The events of the timeline.
+    pub(super) fn told(&self) -> HashSet<storage::EventNid> {
+        self.timeline.iter().map(|event| event.nid).collect()
+    }
+}
+
+/// Where `/messages` finds what was before the timeline.
+pub(super) fn prev_batch(context: &Context<'_>, part: &Part<'_>) -> String {
+    let token = match part.timeline.first() {
+        Some(event) => Token::before(event),
+        None => Token::Sync {
+            pos: part.upto,
+            ephemeral: 0,
+            run: context.app.bus.run(),
+        },
+    };
+    token.to_string()
+}

@@ -1,0 +1,296 @@
+//! "Syncing": what clients are told, when, and what it costs.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::server::{TestServer, User};
+
+/// The position that a sync came to.
+fn next(sync: &Value) -> &str {
+    sync["next_batch"].as_str().expect("next_batch")
+}
+
+/// The bodies of the messages in a joined room's timeline.
+fn said<'a>(sync: &'a Value, room: &str) -> Vec<&'a str> {
+    events(&sync["rooms"]["join"][room]["timeline"])
+        .iter()
+        .filter_map(|event| event["content"]["body"].as_str())
+        .collect()
+}
+
+fn events(section: &Value) -> &[Value] {
+    section["events"].as_array().map_or(&[], Vec::as_slice)
+}
+
+/// The state keys of the events of a type.
+fn keys<'a>(events: &'a [Value], event_type: &str) -> Vec<&'a str> {
+    let mut keys: Vec<_> = events
+        .iter()
+        .filter(|event| event["type"] == event_type)
+        .filter_map(|event| event["state_key"].as_str())
+        .collect();
+    keys.sort_unstable();
+    keys
+}
+
+fn filter(filter: &Value) -> String {
+    let text = filter.to_string();
+    let encoded: String = text.bytes().map(|byte| format!("%{byte:02x}")).collect();
+    format!("filter={encoded}")
+}
+
+async fn sync_from(user: &User<'_>, since: &str, query: &str) -> Value {
+    user.sync(&format!("since={since}&{query}")).await
+}
+
+async fn direct<'s>(server: &'s TestServer) -> (User<'s>, User<'s>, String) {
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let body = json!({ "preset": "trusted_private_chat", "invite": [bob.id], "is_direct": true });
+    let room = alice.create_room(body).await;
+    bob.post(&format!("/join/{room}"), json!({})).await.ok();
+    (alice, bob, room)
+}
+
+#[tokio::test]
+async fn an_initial_sync_tells_rooms_and_an_incremental_one_what_is_new() {
+    let server = TestServer::start().await;
+    let (alice, bob, room) = direct(&server).await;
+    alice.say(&room, "one").await;
+    let first = bob.sync("").await;
+    let joined = &first["rooms"]["join"][&room];
+    assert_eq!(said(&first, &room), ["one"]);
+    let timeline = events(&joined["timeline"]);
+    assert_eq!(timeline.len() + events(&joined["state"]).len(), 9);
+    assert_eq!(joined["summary"]["m.joined_member_count"], 2);
+    assert_eq!(joined["summary"]["m.heroes"], json!([alice.id]));
+    assert_eq!(joined["unread_notifications"]["notification_count"], 1);
+    assert_eq!(
+        first["device_one_time_keys_count"],
+        json!({ "signed_curve25519": 0 })
+    );
+    assert_eq!(first["device_unused_fallback_key_types"], json!([]));
+
+    let second = sync_from(&bob, next(&first), "").await;
+    assert!(second.get("rooms").is_none(), "{second}");
+    alice.say(&room, "two").await;
+    let third = sync_from(&bob, next(&second), "").await;
+    assert_eq!(said(&third, &room), ["two"]);
+    let joined = &third["rooms"]["join"][&room];
+    assert_eq!(joined["timeline"]["limited"], false);
+    assert_eq!(joined["state"]["events"], json!([]));
+    assert_eq!(joined["unread_notifications"]["notification_count"], 2);
+    // The same again, as long as the client has not said that it has it.
+    assert_eq!(
+        said(&sync_from(&bob, next(&second), "").await, &room),
+        ["two"]
+    );
+    // The sender's device recognizes its own event.
+    let own = sync_from(&alice, next(&second), "").await;
+    let event = &events(&own["rooms"]["join"][&room]["timeline"])[0];
+    assert!(event["unsigned"]["transaction_id"].is_string(), "{event}");
+    assert_eq!(event["unsigned"]["membership"], "join");
+    let unread = &own["rooms"]["join"][&room]["unread_notifications"];
+    assert_eq!(unread["notification_count"], 0);
+}
+
+#[tokio::test]
+async fn a_token_is_valid_after_a_restart() {
+    let server = TestServer::start().await;
+    let (alice, bob, room) = direct(&server).await;
+    let first = bob.sync("").await;
+    alice.say(&room, "before").await;
+    let (token, of_alice) = (bob.token.clone(), alice.token.clone());
+    let server = server.restart().await;
+    let path = format!("/_matrix/client/v3/sync?since={}", next(&first));
+    let second = server
+        .request(reqwest::Method::GET, &path, Some(&token), None)
+        .await
+        .ok();
+    assert_eq!(said(&second, &room), ["before"]);
+    let send = format!("/_matrix/client/v3/rooms/{room}/send/m.room.message/after");
+    let body = json!({ "msgtype": "m.text", "body": "after" });
+    server
+        .request(reqwest::Method::PUT, &send, Some(&of_alice), Some(body))
+        .await
+        .ok();
+    let path = format!("/_matrix/client/v3/sync?since={}", next(&second));
+    let third = server
+        .request(reqwest::Method::GET, &path, Some(&token), None)
+        .await
+        .ok();
+    assert_eq!(said(&third, &room), ["after"]);
+    assert_eq!(
+        third["rooms"]["join"][&room]["unread_notifications"]["notification_count"],
+        2
+    );
+}
+
+#[tokio::test]
+async fn a_long_poll_wakes_for_its_user_only() {
+    let server = TestServer::start().await;
+    let (alice, bob, room) = direct(&server).await;
+    let other = alice.create_room(json!({})).await;
+    let first = bob.sync("").await;
+    let waiting = async {
+        let started = Instant::now();
+        let answer = sync_from(&bob, next(&first), "timeout=30000").await;
+        (answer, started.elapsed())
+    };
+    let speaking = async {
+        waiters(&server, 1).await;
+        // Nothing of this concerns Bob.
+        for text in ["a", "b", "c"] {
+            alice.say(&other, text).await;
+        }
+        let reads = server.app.db.statistics().reads;
+        alice.say(&room, "wake up").await;
+        reads
+    };
+    let ((answer, took), _) = tokio::join!(waiting, speaking);
+    assert_eq!(said(&answer, &room), ["wake up"]);
+    assert_eq!(
+        answer["rooms"]["join"].as_object().map(|rooms| rooms.len()),
+        Some(1)
+    );
+    assert!(took < Duration::from_secs(10), "{took:?}");
+}
+
+/// Waits until so many syncs sleep.
+async fn waiters(server: &TestServer, count: i64) {
+    while server.app.metrics.sync_waiters.get() != count {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_long_poll_ends_with_its_time_and_with_the_server() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let first = alice.sync("set_presence=offline").await;
+    let empty = sync_from(&alice, next(&first), "timeout=50&set_presence=offline").await;
+    assert!(empty.get("rooms").is_none());
+    let sleeping = sync_from(&alice, next(&empty), "timeout=30000&set_presence=offline");
+    let ending = async {
+        waiters(&server, 1).await;
+        server.app.shutdown.cancel();
+    };
+    let (answer, ()) = tokio::join!(sleeping, ending);
+    assert!(answer["next_batch"].is_string());
+}
+
+#[tokio::test]
+async fn bad_queries_are_refused() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    for query in [
+        "since=nonsense",
+        "since=t1_2",
+        "since=s1",
+        "filter=unknown",
+        "filter=%7B",
+    ] {
+        let answer = alice.get(&format!("/sync?{query}")).await;
+        assert_eq!(answer.status, 400, "{query}: {}", answer.body);
+    }
+    // From a server whose database was set back.
+    let answer = alice.sync("since=s999999_0_0").await;
+    assert!(!next(&answer).contains("999999"), "{answer}");
+}
+
+#[tokio::test]
+async fn membership_decides_the_section() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let room = alice
+        .create_room(json!({ "name": "The room", "topic": "T", "preset": "private_chat" }))
+        .await;
+    let start = bob.sync("").await;
+    alice
+        .post(
+            &format!("/rooms/{room}/invite"),
+            json!({ "user_id": bob.id }),
+        )
+        .await
+        .ok();
+    let invited = sync_from(&bob, next(&start), "timeout=10000").await;
+    let state = events(&invited["rooms"]["invite"][&room]["invite_state"]);
+    assert_eq!(keys(state, "m.room.name"), [""]);
+    assert_eq!(keys(state, "m.room.create"), [""]);
+    assert_eq!(keys(state, "m.room.join_rules"), [""]);
+    let mut both = [alice.id.as_str(), bob.id.as_str()];
+    both.sort_unstable();
+    assert_eq!(keys(state, "m.room.member"), both);
+    assert!(state.iter().all(|event| event.get("event_id").is_none()));
+
+    alice.say(&room, "before").await;
+    bob.post(&format!("/join/{room}"), json!({})).await.ok();
+    let joined = sync_from(&bob, next(&invited), "").await;
+    assert!(joined["rooms"]["invite"].get(&room).is_none());
+    let joined_room = &joined["rooms"]["join"][&room];
+    let state: Vec<Value> = events(&joined_room["state"])
+        .iter()
+        .chain(events(&joined_room["timeline"]))
+        .cloned()
+        .collect();
+    assert_eq!(keys(&state, "m.room.name"), [""]);
+    assert_eq!(keys(&state, "m.room.power_levels"), [""]);
+    assert_eq!(said(&joined, &room), ["before"]);
+    assert_eq!(joined_room["unread_notifications"]["notification_count"], 0);
+
+    alice.say(&room, "last").await;
+    bob.post(&format!("/rooms/{room}/leave"), json!({}))
+        .await
+        .ok();
+    alice.say(&room, "secret").await;
+    let left = sync_from(&bob, next(&joined), "").await;
+    let timeline = events(&left["rooms"]["leave"][&room]["timeline"]);
+    assert_eq!(timeline.len(), 2, "{left}");
+    assert_eq!(timeline[0]["content"]["body"], "last");
+    assert_eq!(timeline[1]["content"]["membership"], "leave");
+    let after = sync_from(&bob, next(&left), "").await;
+    assert!(after.get("rooms").is_none(), "{after}");
+    let initial = bob.sync("").await;
+    assert!(initial.get("rooms").is_none(), "{initial}");
+    let with_left = bob
+        .sync(&filter(
+            &json!({ "room": { "include_leave": true, "timeline": { "limit": 2 } } }),
+        ))
+        .await;
+    let left = &with_left["rooms"]["leave"][&room];
+    assert!(!left.to_string().contains("secret"));
+    assert_eq!(keys(events(&left["state"]), "m.room.name"), [""]);
+}
+
+#[tokio::test]
+async fn a_refused_invite_is_left_with_its_leave_alone() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let room = alice.create_room(json!({ "invite": [bob.id] })).await;
+    let invited = bob.sync("").await;
+    assert!(invited["rooms"]["invite"][&room].is_object());
+    alice.say(&room, "secret").await;
+    bob.post(&format!("/rooms/{room}/leave"), json!({}))
+        .await
+        .ok();
+    let left = sync_from(&bob, next(&invited), "").await;
+    let left = &left["rooms"]["leave"][&room];
+    assert!(left.is_object());
+    assert!(!left.to_string().contains("secret"), "{left}");
+}
+
+#[tokio::test]
+async fn knocks_have_a_section() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let rules = json!({ "type": "m.room.join_rules", "content": { "join_rule": "knock" } });
+    let room = alice
+        .create_room(json!({ "initial_state": [rules], "name": "Knock" }))
+        .await;
+    let start = bob.sync("").await;
+    bob.post(&format!("/knock/{room}"), json!({})).await.ok();
+    let knocking = sync_from(&bob, next(&start), "").await;
+    let state = events(&knocking["rooms"]["knock"][&room]["knock_state"]);
+    assert_eq!(keys(state, "m.room.name"), [""]);
+    assert_eq!(keys(state, "m.room.member"), [bob.id.as_str()]);
+}
