@@ -7,6 +7,7 @@
 use std::{
     collections::HashMap,
     fs, io,
+    num::NonZero,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -26,8 +27,8 @@ use crate::storage::{
     media::{ContentHash, ThumbnailMethod, ThumbnailSize},
 };
 
-/// How many images may be decoded at the same time: each may take a few hundred megabytes of memory.
-const DECODERS: usize = 2;
+/// The most images that are decoded at the same time: each may take a few hundred megabytes of memory.
+const MOST_DECODERS: usize = 2;
 
 /// The files, as all requests share them.
 #[derive(Debug)]
@@ -43,11 +44,14 @@ impl Files {
     /// The files under a data directory.
     #[must_use]
     pub fn new(data_dir: &Path) -> Self {
+        // Half of the cores are left for messages.
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let decoders = (cores / 2).clamp(1, MOST_DECODERS);
         Self {
             directory: data_dir.join("media"),
             drafts: AtomicU64::new(0),
             awaited: Mutex::default(),
-            decoders: Arc::new(Semaphore::new(DECODERS)),
+            decoders: Arc::new(Semaphore::new(decoders)),
         }
     }
 

@@ -188,7 +188,8 @@ async fn parts_and_what_is_known_already() {
     let sent = get("range", "bytes=-5").await;
     assert_eq!(sent.bytes, bytes[199_995..]);
     let sent = get("range", "bytes=200000-").await;
-    assert_eq!(sent.status, StatusCode::RANGE_NOT_SATISFIABLE);
+    assert_eq!(sent.header("content-range"), "bytes */200000");
+    sent.answer().fails(416, "M_UNKNOWN");
 
     let sent = get("if-none-match", &etag).await;
     assert_eq!(
@@ -405,6 +406,38 @@ async fn a_name_is_made_before_its_upload() {
     let uploaded = upload(&alice, "text/plain", "at once").await;
     let answer = fill(&alice, &uploaded, "again").await;
     answer.fails(409, "M_CANNOT_OVERWRITE_MEDIA");
+}
+
+#[tokio::test]
+async fn who_waits_for_an_upload_is_answered_when_the_server_ends() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let made = create(&alice).await;
+    let uri = made["content_uri"].as_str().unwrap();
+    let waiting = future::join(download(&alice, uri), async {
+        while !server.app.files.is_awaited() {
+            tokio::task::yield_now().await;
+        }
+        server.app.shutdown.cancel();
+    });
+    let ended = tokio::time::timeout(Duration::from_secs(10), waiting).await;
+    let (sent, ()) = ended.expect("the end of the server ends the waiting");
+    sent.answer().fails(504, "M_NOT_YET_UPLOADED");
+}
+
+#[tokio::test]
+async fn it_is_noted_when_a_media_was_last_asked_for() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let uri = upload(&alice, "text/plain", "hello").await;
+    let id = uri.strip_prefix("mxc://localhost/").unwrap();
+    server.app.clock.advance(Duration::from_hours(48));
+    let now = server.app.clock.now();
+    download(&alice, &uri).await;
+    // What is written after this is written later than the note.
+    upload(&alice, "text/plain", "more").await;
+    let media = homing::storage::media::get(&server.app.db, "localhost", id).await;
+    assert!(media.unwrap().unwrap().last_access >= now);
 }
 
 #[tokio::test]

@@ -2,10 +2,14 @@
 
 use std::io::SeekFrom;
 
-use axum::{body::Body, response::Response};
+use axum::{
+    body::Body,
+    response::{IntoResponse as _, Response},
+};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use ruma::http_headers::{
-    CROSS_ORIGIN_RESOURCE_POLICY, ContentDisposition, ContentDispositionType,
+use ruma::{
+    api::error::ErrorKind,
+    http_headers::{CROSS_ORIGIN_RESOURCE_POLICY, ContentDisposition, ContentDispositionType},
 };
 use tokio::{
     fs::File,
@@ -89,7 +93,7 @@ pub(super) fn disposition(content_type: &str, filename: Option<String>) -> Conte
 /// Sends a file, or the part of it that the request asks for, or nothing if the client has it.
 ///
 /// # Errors
-/// 416 if there is no such part.
+/// If the disk fails.
 pub(super) async fn serve(request: &HeaderMap, served: Served) -> Result<Response> {
     let mut file = served.file;
     let length = file.metadata().await.map_err(Error::internal)?.len();
@@ -128,9 +132,13 @@ pub(super) async fn serve(request: &HeaderMap, served: Served) -> Result<Respons
             (start, end)
         }
         Wanted::Beyond => {
-            let kind = ruma::api::error::ErrorKind::Unknown;
-            let message = "the file has no such part";
-            return Err(Error::new(StatusCode::RANGE_NOT_SATISFIABLE, kind, message));
+            let status = StatusCode::RANGE_NOT_SATISFIABLE;
+            let error = Error::new(status, ErrorKind::Unknown, "the file has no such part");
+            let mut response = error.into_response();
+            let size = HeaderValue::try_from(format!("bytes */{length}"));
+            let size = size.map_err(Error::internal)?;
+            response.headers_mut().insert(header::CONTENT_RANGE, size);
+            return Ok(response);
         }
     };
     response
