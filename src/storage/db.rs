@@ -379,7 +379,6 @@ fn sqlite_options(url: &str) -> Result<SqliteConnectOptions> {
     Ok(SqliteConnectOptions::from_str(url)?
         .busy_timeout(Duration::from_secs(5))
         .foreign_keys(false)
-        .pragma("mmap_size", "268435456")
         .pragma("temp_store", "MEMORY")
         .statement_cache_capacity(STATEMENT_CACHE))
 }

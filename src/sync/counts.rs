@@ -47,8 +47,13 @@ pub(super) async fn load(context: &Context<'_>, batch: &mut Batch<'_>) -> Result
     load_markers(context, batch, &feed).await?;
     let counted: Vec<Counted> = {
         let _settled = app.bus.settled();
+        // A room is never looked at while the feed is locked: the log locks them the other way round.
+        let threads: Vec<Vec<i64>> = batch.parts.iter().map(threads_of).collect();
         let state = feed.state();
-        let markers: Vec<_> = batch.parts.iter().map(|part| known(&state, part)).collect();
+        let parts = batch.parts.iter().zip(threads);
+        let markers: Vec<_> = parts
+            .map(|(part, threads)| known(&state, part, threads))
+            .collect();
         drop(state);
         batch
             .parts
@@ -109,9 +114,12 @@ impl Known {
     }
 }
 
-fn known(state: &FeedState, part: &Part<'_>) -> Known {
+fn threads_of(part: &Part<'_>) -> Vec<i64> {
+    part.room.seen().threads.keys().map(|root| root.0).collect()
+}
+
+fn known(state: &FeedState, part: &Part<'_>, threads: Vec<i64>) -> Known {
     let room = part.room.nid;
-    let threads: Vec<i64> = part.room.seen().threads.keys().map(|root| root.0).collect();
     Known {
         markers: threads
             .into_iter()
