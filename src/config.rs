@@ -292,7 +292,7 @@ impl Default for Logging {
     fn default() -> Self {
         Self {
             format: LogFormat::Human,
-            filter: "info".to_owned(),
+            filter: "info,ruma_state_res=warn".to_owned(),
         }
     }
 }

@@ -109,3 +109,21 @@ async fn many_send_to_one_room_at_once() {
     let different: std::collections::HashSet<_> = ids.iter().collect();
     assert_eq!(different.len(), 50);
 }
+
+#[tokio::test]
+async fn an_optional_body_may_be_left_out() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let open = alice.create_room(json!({ "preset": "public_chat" })).await;
+    let rule = json!({ "type": "m.room.join_rules", "content": { "join_rule": "knock" } });
+    let knockable = alice.create_room(json!({ "initial_state": [rule] })).await;
+    for path in [
+        format!("/join/{open}"),
+        format!("/rooms/{open}/join"),
+        format!("/rooms/{open}/leave"),
+        format!("/rooms/{open}/forget"),
+        format!("/knock/{knockable}"),
+    ] {
+        bob.send(Method::POST, &path, None).await.ok();
+    }
+}
