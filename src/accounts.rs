@@ -1,5 +1,10 @@
 //! Local accounts: their names, how they are made, and who may make one.
 
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, PoisonError},
+};
+
 use http::StatusCode;
 use rand::seq::IndexedRandom as _;
 use ruma::{
@@ -15,7 +20,7 @@ use crate::{
     storage::{
         UserNid,
         accounts::{self, Account},
-        tokens,
+        profiles, tokens,
     },
 };
 
@@ -48,6 +53,26 @@ pub struct NewAccount<'a> {
     pub is_guest: bool,
     /// What lets it be made.
     pub ticket: Ticket,
+    /// What the user is called; their name if nothing else is said.
+    pub display_name: Option<String>,
+    /// `bot` or `support`, as Synapse's administrators know them.
+    pub user_type: Option<String>,
+}
+
+impl<'a> NewAccount<'a> {
+    /// An account of which nothing is known but the name.
+    #[must_use]
+    pub fn new(user_id: &'a UserId) -> Self {
+        Self {
+            user_id,
+            password_hash: None,
+            is_admin: false,
+            is_guest: false,
+            ticket: Ticket::Free,
+            display_name: None,
+            user_type: None,
+        }
+    }
 }
 
 fn invalid_username(message: &str) -> Error {
@@ -101,6 +126,9 @@ pub async fn expect_free(app: &App, id: &UserId) -> Result<()> {
 }
 
 /// A name for somebody who has asked for none. Guests have digits only.
+///
+/// # Errors
+/// `M_INVALID_USERNAME` if the name of the server leaves no room for one.
 pub fn any_user_id(app: &App, is_guest: bool) -> Result<OwnedUserId> {
     let alphabet: &[u8] = if is_guest {
         b"0123456789"
@@ -121,40 +149,81 @@ pub fn any_user_id(app: &App, is_guest: bool) -> Result<OwnedUserId> {
 pub async fn create(app: &App, new: NewAccount<'_>) -> Result<UserNid> {
     let user = app.user(new.user_id).await?;
     let mut change = Change::new();
-    let is_admin = match &new.ticket {
-        Ticket::Free | Ticket::Configured => new.is_admin,
-        Ticket::Token(token) => {
-            change.write(tokens::use_registration(token, app.clock.now()));
-            new.is_admin
-        }
-        Ticket::First(token) => {
-            change.write(tokens::use_first(token));
-            true
-        }
-    };
-    if !new.is_guest {
-        change.write(tokens::drop_first());
-    }
+    punch(app, &mut change, &new.ticket);
+    let display_name = new.display_name.as_deref();
+    let display_name = display_name.unwrap_or(new.user_id.localpart());
+    let json = serde_json::to_string(display_name).map_err(Error::internal)?;
+    let folded = display_name.to_lowercase();
+    change.write(profiles::set(user, "displayname", &json, Some(&folded)));
     let account = Account {
         user,
         password_hash: new.password_hash,
         created_ts: app.clock.now(),
-        is_admin,
+        is_admin: new.is_admin || matches!(new.ticket, Ticket::First(_)),
         is_guest: new.is_guest,
         deactivated: false,
+        user_type: new.user_type,
     };
+    if !new.is_guest {
+        change.write(tokens::drop_first());
+    }
     change.write(accounts::add(new.user_id.localpart(), account));
     match app.log.append(change).await {
         Ok(_) => Ok(user),
         Err(AppendError::Duplicate) => Err(user_in_use()),
-        Err(AppendError::Unexpected) => Err(Error::forbidden(
-            "the registration token has been used up meanwhile",
-        )),
+        Err(AppendError::Unexpected) => Err(used_up()),
         Err(error) => Err(error.into()),
     }
 }
 
+/// Uses a ticket up.
+fn punch(app: &App, change: &mut Change, ticket: &Ticket) {
+    match ticket {
+        Ticket::Free | Ticket::Configured => {}
+        Ticket::Token(token) => {
+            change.write(tokens::use_registration(token, app.clock.now()));
+        }
+        Ticket::First(token) => {
+            change.write(tokens::use_first(token));
+        }
+    }
+}
+
+fn used_up() -> Error {
+    Error::forbidden("the registration token has been used up meanwhile")
+}
+
+/// Makes a guest a user like all others, under the same id.
+///
+/// # Errors
+/// `M_FORBIDDEN` if the guest is none any more or the ticket has been used up meanwhile.
+pub async fn upgrade_guest(
+    app: &App,
+    guest: UserNid,
+    password_hash: &str,
+    ticket: &Ticket,
+) -> Result<()> {
+    let mut change = Change::new();
+    punch(app, &mut change, ticket);
+    change.write(accounts::upgrade_guest(
+        guest,
+        password_hash,
+        matches!(ticket, Ticket::First(_)),
+    ));
+    change.write(tokens::drop_first());
+    match app.log.append(change).await {
+        Ok(_) => {}
+        Err(AppendError::Unexpected) => return Err(used_up()),
+        Err(error) => return Err(error.into()),
+    }
+    app.sessions.forget(|requester| requester.user == guest);
+    Ok(())
+}
+
 /// What a registration token is good for now, if anything.
+///
+/// # Errors
+/// If the database fails.
 pub async fn ticket(app: &App, token: &str) -> Result<Option<Ticket>> {
     let stored = tokens::registration(&app.db, token, app.clock.now()).await?;
     if stored.is_some_and(|stored| stored.is_first) {
@@ -171,6 +240,9 @@ pub async fn ticket(app: &App, token: &str) -> Result<Option<Ticket>> {
 }
 
 /// The token with which the first account is registered, made now if there is none; nothing once there is an account.
+///
+/// # Errors
+/// If the database fails.
 pub async fn first_token(app: &App) -> Result<Option<String>> {
     if accounts::any(&app.db).await? {
         return Ok(None);
@@ -186,6 +258,9 @@ pub async fn first_token(app: &App) -> Result<Option<String>> {
 }
 
 /// The local account that a client means by an identifier: a user id or its local part.
+///
+/// # Errors
+/// If the database fails.
 pub async fn identified(app: &App, identifier: &UserIdentifier) -> Result<Option<Account>> {
     match identifier {
         UserIdentifier::Matrix(matrix) => named(app, &matrix.user).await,
@@ -195,6 +270,9 @@ pub async fn identified(app: &App, identifier: &UserIdentifier) -> Result<Option
 }
 
 /// The local account with this user id or local part.
+///
+/// # Errors
+/// If the database fails.
 pub async fn named(app: &App, name: &str) -> Result<Option<Account>> {
     let localpart = if name.starts_with('@') {
         match UserId::parse(name) {
@@ -213,4 +291,36 @@ pub async fn named(app: &App, name: &str) -> Result<Option<Account>> {
         return Ok(None);
     }
     Ok(accounts::by_localpart(&app.db, &small).await?)
+}
+
+/// The nonces that `/_synapse/admin/v1/register` gave out, with their ends in milliseconds since 1970.
+#[derive(Debug, Default)]
+pub struct Nonces(Mutex<VecDeque<(String, i64)>>);
+
+/// How many nonces are kept; then the oldest end.
+const NONCES: usize = 1000;
+/// How long a nonce is good, in milliseconds.
+const NONCE_LIFETIME: i64 = 60_000;
+
+impl Nonces {
+    /// A new nonce.
+    pub fn give(&self, now: i64) -> String {
+        let nonce = crate::auth::new_token("nonce");
+        let mut nonces = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        nonces.push_back((nonce.clone(), now + NONCE_LIFETIME));
+        if nonces.len() > NONCES {
+            nonces.pop_front();
+        }
+        nonce
+    }
+
+    /// Whether this nonce was given out lately. It is used up with that.
+    pub fn take(&self, nonce: &str, now: i64) -> bool {
+        let mut nonces = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        nonces.retain(|(_, ends)| *ends > now);
+        match nonces.iter().position(|(given, _)| given == nonce) {
+            Some(index) => nonces.remove(index).is_some(),
+            None => false,
+        }
+    }
 }

@@ -8,6 +8,7 @@ use ruma::{OwnedEventId, OwnedServerName, RoomId, ServerName, UserId};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    accounts::Nonces,
     auth::{Seen, Sessions},
     bus::Bus,
     clock::Clock,
@@ -69,6 +70,8 @@ pub struct App {
     pub passwords: Passwords,
     /// How often who did what.
     pub buckets: Buckets,
+    /// The nonces of registrations by shared secret.
+    pub nonces: Nonces,
     /// The sessions of the User-Interactive Authentication API.
     pub uiaa: Uiaa,
     /// The media on disk.

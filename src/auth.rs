@@ -1,17 +1,27 @@
 //! Who is asking: access tokens and the sessions they stand for.
 
+mod guests;
 mod seen;
 
-use std::{future::Future, sync::Arc};
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use http::request::Parts;
+use http::{StatusCode, request::Parts};
 use quick_cache::sync::Cache;
 use ruma::{
     OwnedDeviceId, OwnedUserId,
-    api::auth_scheme::{
-        AccessToken, AccessTokenOptional, AppserviceToken, AppserviceTokenOptional, AuthScheme,
-        NoAccessToken, NoAuthentication,
+    api::{
+        auth_scheme::{
+            AccessToken, AccessTokenOptional, AppserviceToken, AppserviceTokenOptional, AuthScheme,
+            NoAccessToken, NoAuthentication,
+        },
+        error::ErrorKind,
     },
 };
 use sha2::{Digest as _, Sha256};
@@ -67,11 +77,18 @@ pub fn new_token(purpose: &str) -> String {
 
 /// Sessions in memory, by token.
 #[derive(Debug)]
-pub struct Sessions(Cache<TokenHash, Arc<Requester>>);
+pub struct Sessions {
+    known: Cache<TokenHash, Arc<Requester>>,
+    /// Counts how often sessions ended, because one that was read before may be put in after.
+    ended: AtomicU64,
+}
 
 impl Default for Sessions {
     fn default() -> Self {
-        Self(Cache::new(CACHED_SESSIONS))
+        Self {
+            known: Cache::new(CACHED_SESSIONS),
+            ended: AtomicU64::new(0),
+        }
     }
 }
 
@@ -79,7 +96,16 @@ impl Sessions {
     /// Forgets the sessions that `ended` chooses. To be called after their tokens are gone from the database, before
     /// the one who ended them is answered.
     pub fn forget(&self, ended: impl Fn(&Requester) -> bool) {
-        self.0.retain(|_, requester| !ended(requester));
+        self.ended.fetch_add(1, Ordering::SeqCst);
+        self.known.retain(|_, requester| !ended(requester));
+    }
+
+    /// Keeps a session that was read from the database when `before` sessions had ended.
+    fn keep(&self, requester: &Arc<Requester>, before: u64) {
+        self.known.insert(requester.token, Arc::clone(requester));
+        if self.ended.load(Ordering::SeqCst) != before {
+            self.known.remove(&requester.token);
+        }
     }
 }
 
@@ -89,28 +115,9 @@ impl Sessions {
 /// `M_UNKNOWN_TOKEN`, with `soft_logout` if the token has only expired.
 pub async fn requester(app: &App, token: &str) -> Result<Arc<Requester>> {
     let hash = hash_token(token);
-    let requester = match app.sessions.0.get(&hash) {
+    let requester = match app.sessions.known.get(&hash) {
         Some(requester) => requester,
-        None => {
-            let Some(session) = storage::sessions::by_token(&app.db, &hash).await? else {
-                return Err(Error::unknown_token(false));
-            };
-            if let Some(refresh) = &session.unconfirmed {
-                confirm(app, refresh, session.device_nid).await?;
-            }
-            let requester = Arc::new(Requester {
-                user_id: OwnedUserId::try_from(session.user_id).map_err(Error::internal)?,
-                user: session.user_nid,
-                device_id: session.device_id.into(),
-                device: session.device_nid,
-                is_admin: session.is_admin,
-                is_guest: session.is_guest,
-                token: hash,
-                expires: session.expires,
-            });
-            app.sessions.0.insert(hash, Arc::clone(&requester));
-            requester
-        }
+        None => load(app, hash).await?,
     };
     if requester
         .expires
@@ -119,6 +126,36 @@ pub async fn requester(app: &App, token: &str) -> Result<Arc<Requester>> {
         return Err(Error::unknown_token(true));
     }
     Ok(requester)
+}
+
+/// Takes a session into memory.
+async fn load(app: &App, hash: TokenHash) -> Result<Arc<Requester>> {
+    loop {
+        let before = app.sessions.ended.load(Ordering::SeqCst);
+        let Some(session) = storage::sessions::by_token(&app.db, &hash).await? else {
+            return Err(Error::unknown_token(false));
+        };
+        // An expired token proves nothing any more.
+        let expired = session.expires.is_some_and(|ends| ends <= app.clock.now());
+        if let Some(refresh) = &session.unconfirmed
+            && !expired
+        {
+            confirm(app, refresh, session.device_nid).await?;
+            continue;
+        }
+        let requester = Arc::new(Requester {
+            user_id: OwnedUserId::try_from(session.user_id).map_err(Error::internal)?,
+            user: session.user_nid,
+            device_id: session.device_id.into(),
+            device: session.device_nid,
+            is_admin: session.is_admin,
+            is_guest: session.is_guest,
+            token: hash,
+            expires: session.expires,
+        });
+        app.sessions.keep(&requester, before);
+        return Ok(requester);
+    }
 }
 
 /// The client uses the tokens that it got for a refresh token: so those before them end.
@@ -139,6 +176,16 @@ async fn seen(app: &App, parts: &Parts, token: &str) -> Result<Arc<Requester>> {
     let address = address.map(|address| address.0);
     app.seen.note(requester.device, app.clock.now(), address);
     Ok(requester)
+}
+
+/// 403 `M_GUEST_ACCESS_FORBIDDEN`.
+#[must_use]
+pub fn guests_may_not() -> Error {
+    Error::new(
+        StatusCode::FORBIDDEN,
+        ErrorKind::GuestAccessForbidden,
+        "guests may not do this",
+    )
 }
 
 /// A way of authentication that ruma's metadata names, and what it tells of the requester.
@@ -171,7 +218,13 @@ impl Authenticate for AccessToken {
 
     async fn authenticate(app: &App, parts: &Parts) -> Result<Arc<Requester>> {
         match token::<AccessTokenOptional>(parts)? {
-            Some(token) => seen(app, parts, &token).await,
+            Some(token) => {
+                let requester = seen(app, parts, &token).await?;
+                if requester.is_guest && !guests::may(&parts.method, parts.uri.path()) {
+                    return Err(guests_may_not());
+                }
+                Ok(requester)
+            }
             None => Err(Error::missing_token("an access token is needed")),
         }
     }
@@ -206,6 +259,12 @@ impl Authenticate for AppserviceTokenOptional {
     async fn authenticate(_: &App, _: &Parts) -> Result<()> {
         Ok(())
     }
+}
+
+/// Whether a request comes with something that looks like an access token.
+#[must_use]
+pub fn has_token(parts: &Parts) -> bool {
+    matches!(token::<AccessTokenOptional>(parts), Ok(Some(_)))
 }
 
 fn token<S>(parts: &Parts) -> Result<Option<String>>

@@ -3,6 +3,7 @@
 mod account;
 mod content_repo;
 mod create_room;
+mod devices;
 mod discovery;
 mod membership;
 mod read_marker;
@@ -11,6 +12,8 @@ mod register;
 mod send;
 mod session;
 mod sync;
+mod openid;
+mod third_party_identifiers;
 
 use crate::http::Routes;
 
@@ -20,8 +23,10 @@ pub fn routes() -> Routes {
     Routes::new()
         .merge(content_repo::routes())
         .merge(create_room::routes())
+        .merge(devices::routes())
         .merge(discovery::routes())
         .merge(membership::routes())
+        .merge(openid::routes())
         .merge(send::routes())
         .merge(account::routes())
         .merge(register::routes())
@@ -29,4 +34,5 @@ pub fn routes() -> Routes {
         .merge(read_marker::routes())
         .merge(receipts::routes())
         .merge(sync::routes())
+        .merge(third_party_identifiers::routes())
 }

@@ -5,6 +5,7 @@
 //! into [`storage`], and from there over the [`bus`] to whoever waits for it.
 
 pub mod accounts;
+pub mod admin;
 pub mod announcement;
 pub mod app;
 pub mod auth;
@@ -37,4 +38,4 @@ pub mod token;
 pub mod typing;
 pub mod uiaa;
 
-pub use server::Server;
+pub use server::{Server, create_user};

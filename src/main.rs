@@ -13,6 +13,7 @@ use homing::{
     Server,
     announcement::announce,
     config::{self, Config},
+    create_user,
     listen::{self, Bound},
     telemetry,
 };
@@ -79,7 +80,10 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         }
         Command::CreateUser { name, admin } => {
             let password = read_password()?;
-            create_user(&config, &name, &password, admin)
+            let made = create_user(config, &name, password, admin);
+            let user_id = runtime()?.block_on(made)?;
+            println!("There is an account {user_id} now.");
+            Ok(())
         }
         Command::GenerateConfig => Ok(()),
     }
@@ -179,9 +183,4 @@ fn read_password() -> Result<String, Failure> {
         return Err("the password is empty".into());
     }
     Ok(password)
-}
-
-/// Makes an account.
-fn create_user(_config: &Config, name: &str, _password: &str, _admin: bool) -> Result<(), Failure> {
-    Err(format!("cannot make `{name}`: this version has no accounts yet").into())
 }

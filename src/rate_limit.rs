@@ -172,7 +172,7 @@ mod tests {
     #[test]
     fn memory_is_bounded() {
         let buckets = Buckets::default();
-        for user in 0..3 * BUCKETS as i64 {
+        for user in (0..).take(3 * BUCKETS) {
             buckets.take((Class::Joins, Who::User(UserNid(user))), rate(1e-6, 1), 0);
         }
         assert!(buckets.0.lock().unwrap().len() <= BUCKETS);

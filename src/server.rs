@@ -12,6 +12,7 @@ use axum::{Router, middleware};
 use homing_federation::SigningKey;
 use http::{HeaderName, Method, header};
 use quick_cache::sync::Cache;
+use ruma::OwnedUserId;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower_http::{
     catch_panic::CatchPanicLayer,
@@ -19,7 +20,8 @@ use tower_http::{
 };
 
 use crate::{
-    accounts,
+    accounts::{self, NewAccount, Nonces},
+    admin,
     app::App,
     auth::{Seen, Sessions},
     bus::Bus,
@@ -113,7 +115,7 @@ impl Server {
             path: directory.display().to_string(),
             error,
         };
-        std::fs::create_dir_all(&directory).map_err(files)?;
+        make_data_dir(&directory)?;
         let lock = File::create(directory.join("homing.lock")).map_err(files)?;
         match lock.try_lock() {
             Ok(()) => {}
@@ -203,12 +205,43 @@ pub async fn open(config: Config) -> Result<Arc<App>, StartError> {
         seen: Seen::default(),
         passwords: Passwords::default(),
         buckets: Buckets::default(),
+        nonces: Nonces::default(),
         uiaa: Uiaa::default(),
         signing_key,
         clock: Clock::default(),
         metrics,
         shutdown: CancellationToken::new(),
     }))
+}
+
+/// Makes an account, also beside a running server.
+///
+/// # Errors
+/// If the name or the password cannot be used, the name is taken, or the database cannot be used.
+pub async fn create_user(
+    config: Config,
+    name: &str,
+    password: String,
+    is_admin: bool,
+) -> Result<OwnedUserId, StartError> {
+    make_data_dir(&config.data_dir)?;
+    let app = open(config).await?;
+    let user_id = accounts::new_user_id(&app, name)?;
+    let new = NewAccount {
+        password_hash: Some(app.passwords.hash(password).await?),
+        is_admin,
+        ..NewAccount::new(&user_id)
+    };
+    accounts::create(&app, new).await?;
+    app.db.close().await;
+    Ok(user_id)
+}
+
+fn make_data_dir(path: &Path) -> Result<(), StartError> {
+    std::fs::create_dir_all(path).map_err(|error| StartError::Files {
+        path: path.display().to_string(),
+        error,
+    })
 }
 
 fn on_commit(rooms: Arc<Rooms>, bus: Arc<Bus>, metrics: Arc<Metrics>) -> OnCommit {
@@ -232,6 +265,7 @@ fn router(app: &Arc<App>) -> Router {
         })
     };
     let router = client_server::routes()
+        .merge(admin::routes())
         .into_router(Arc::clone(app))
         .merge(health);
     around(router, &app.metrics)

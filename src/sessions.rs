@@ -67,6 +67,9 @@ pub fn check(sign_in: &SignIn) -> Result<()> {
 }
 
 /// Signs a user in on a device, which is made if there is none with this id. Earlier tokens of the device end.
+///
+/// # Errors
+/// As [`check`] says; `M_USER_DEACTIVATED`.
 pub async fn sign_in(app: &App, user: UserNid, sign_in: SignIn) -> Result<(OwnedDeviceId, Tokens)> {
     check(&sign_in)?;
     loop {
@@ -74,31 +77,25 @@ pub async fn sign_in(app: &App, user: UserNid, sign_in: SignIn) -> Result<(Owned
         let known = devices::find(&app.db, user, id.as_str()).await?;
         let mut change = Change::new();
         change.write(accounts::expect_active(user));
-        let device = match known {
-            Some(device) => {
-                change.write(devices::expect(device));
-                for write in sessions::end(device) {
-                    change.write(write);
-                }
-                device
+        let device = if let Some(device) = known {
+            change.write(devices::expect(device));
+            for write in sessions::end(device) {
+                change.write(write);
             }
-            None => {
-                let device = DeviceNid(app.log.new_id()?);
-                let name = sign_in.display_name.as_deref();
-                change.write(devices::add(
-                    device,
-                    user,
-                    id.as_str(),
-                    name,
-                    app.clock.now(),
-                ));
-                device
-            }
+            device
+        } else {
+            let device = DeviceNid(app.log.new_id()?);
+            let name = sign_in.display_name.as_deref();
+            let now = app.clock.now();
+            change.write(devices::add(device, user, id.as_str(), name, now));
+            device
         };
         let tokens = add_tokens(app, &mut change, device, sign_in.refresh, None);
         match app.log.append(change).await {
             Ok(_) => {
-                app.sessions.forget(|requester| requester.device == device);
+                if known.is_some() {
+                    app.sessions.forget(|requester| requester.device == device);
+                }
                 return Ok((id, tokens));
             }
             // The device came or went meanwhile.
@@ -190,6 +187,9 @@ pub async fn refresh(app: &App, token: &str) -> Result<Tokens> {
 }
 
 /// Ends devices of a user, with their tokens.
+///
+/// # Errors
+/// If the database fails.
 pub async fn end_devices(app: &App, devices: &[DeviceNid]) -> Result<()> {
     let mut change = Change::new();
     for write in devices::delete(devices) {
@@ -207,6 +207,9 @@ fn forget(app: &App, devices: &[DeviceNid]) {
 }
 
 /// Ends all devices of a user but `kept`.
+///
+/// # Errors
+/// If the database fails.
 pub async fn end_all(app: &App, user: UserNid, kept: Option<DeviceNid>) -> Result<()> {
     let devices: Vec<DeviceNid> = devices::of_user(&app.db, user)
         .await?
@@ -218,6 +221,9 @@ pub async fn end_all(app: &App, user: UserNid, kept: Option<DeviceNid>) -> Resul
 }
 
 /// Closes an account for good: no password, no devices, no tokens.
+///
+/// # Errors
+/// If the database fails.
 pub async fn deactivate(app: &App, user: UserNid, erase: bool) -> Result<()> {
     let mut change = Change::new();
     change.write(accounts::deactivate(user, erase));

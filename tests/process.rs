@@ -57,8 +57,17 @@ impl Server {
     }
 
     fn get(&self, path: &str) -> String {
+        self.send("GET", path, "")
+    }
+
+    fn send(&self, method: &str, path: &str, body: &str) -> String {
         let mut stream = TcpStream::connect(self.address).unwrap();
-        write!(stream, "GET {path} HTTP/1.0\r\n\r\n").unwrap();
+        let length = body.len();
+        write!(
+            stream,
+            "{method} {path} HTTP/1.0\r\nContent-Length: {length}\r\n\r\n{body}"
+        )
+        .unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         answer
@@ -215,4 +224,59 @@ fn account_needs_a_password() {
     let output = run(homing(&folder).args(["create-user", "alice"]));
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("password"));
+}
+
+/// Runs `homing create-user` with a password on its standard input.
+fn create_user(folder: &tempfile::TempDir, arguments: &[&str]) -> Output {
+    let mut command = homing(folder);
+    command.arg("create-user").args(arguments);
+    let mut process = command.stdin(Stdio::piped()).spawn().unwrap();
+    let mut input = process.stdin.take().unwrap();
+    input.write_all(b"correct horse\n").unwrap();
+    drop(input);
+    process.wait_with_output().unwrap()
+}
+
+#[test]
+fn accounts_are_made_beside_a_running_server() {
+    let folder = folder();
+    let mut server = Server::start(&mut homing(&folder));
+    let made = create_user(&folder, &["Alice", "--admin"]);
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    assert!(text(&made.stdout).contains("@alice:localhost"));
+    let again = create_user(&folder, &["alice"]);
+    assert_eq!(again.status.code(), Some(1));
+    assert!(
+        text(&again.stderr).contains("taken"),
+        "{}",
+        text(&again.stderr)
+    );
+    let wrong = create_user(&folder, &["a b"]);
+    assert_eq!(wrong.status.code(), Some(1));
+
+    let body = r#"{"type":"m.login.password","user":"alice","password":"correct horse"}"#;
+    let answer = server.send("POST", "/_matrix/client/v3/login", body);
+    assert!(answer.starts_with("HTTP/1.0 200"), "{answer}");
+    server.signal("-TERM");
+    assert_eq!(server.end().0, Some(0));
+}
+
+#[test]
+fn first_start_prints_the_token_of_the_first_account() {
+    let folder = folder();
+    let token = |server: &mut Server| {
+        server.signal("-TERM");
+        server.end();
+        let mut rest = String::new();
+        server.output.read_to_string(&mut rest).unwrap();
+        let mut lines = rest.lines().map(str::trim);
+        lines
+            .find(|line| line.starts_with("homing_first_"))
+            .map(str::to_owned)
+    };
+    let first = token(&mut Server::start(&mut homing(&folder)));
+    assert!(first.is_some());
+    assert_eq!(token(&mut Server::start(&mut homing(&folder))), first);
+    assert!(create_user(&folder, &["alice"]).status.success());
+    assert_eq!(token(&mut Server::start(&mut homing(&folder))), None);
 }

@@ -8,7 +8,8 @@ CREATE TABLE account (
     is_admin BOOLEAN NOT NULL,
     is_guest BOOLEAN NOT NULL,
     deactivated BOOLEAN NOT NULL,
-    erased BOOLEAN NOT NULL
+    erased BOOLEAN NOT NULL,
+    user_type TEXT
 );
 
 CREATE TABLE device (

@@ -23,6 +23,7 @@ use crate::{
     auth::Requester,
     error::{Error, Result},
     http::{Call, Routes},
+    rate_limit::{self, Class},
     room::{
         append::{NewEvent, Sender},
         create::{self, Defaults, NewRoom, Preset, canonical},
@@ -43,6 +44,10 @@ pub(super) fn routes() -> Routes {
 /// `POST /_matrix/client/v3/createRoom`
 async fn create_room(app: Arc<App>, call: Call<Request>) -> Result<Response> {
     let (request, requester) = (call.body, &call.requester);
+    rate_limit::check(&app, Class::Joins, requester)?;
+    if !request.invite.is_empty() {
+        rate_limit::check(&app, Class::Invites, requester)?;
+    }
     if request.invite.len() > MAX_INVITES || request.initial_state.len() > MAX_INITIAL_STATE {
         return Err(Error::invalid_param(
             "too many invites or state events at once",

@@ -18,13 +18,19 @@ use ruma::{
         },
         error::ErrorKind,
     },
+    events::{
+        StateEventType,
+        room::guest_access::{GuestAccess, RoomGuestAccessEventContent},
+    },
 };
 
 use crate::{
     app::App,
+    auth::{self, Requester},
     error::{Error, Result},
     http::{Call, Routes},
-    room::{append::Sender, membership},
+    rate_limit::{self, Class},
+    room::{append::Sender, head, membership},
     rooms::Room,
     storage::{self, Membership, aliases, members},
 };
@@ -48,8 +54,10 @@ async fn join_room_by_id(
     app: Arc<App>,
     call: Call<join_room_by_id::v3::Request>,
 ) -> Result<join_room_by_id::v3::Response> {
+    rate_limit::check(&app, Class::Joins, &call.requester)?;
     let extra = extra_content(&call.raw)?;
     let room = app.room(&call.body.room_id).await?;
+    expect_guest_access(&app, &room, &call.requester).await?;
     membership::join(
         &app,
         &room,
@@ -66,8 +74,10 @@ async fn join_room_by_id_or_alias(
     app: Arc<App>,
     call: Call<join_room_by_id_or_alias::v3::Request>,
 ) -> Result<join_room_by_id_or_alias::v3::Response> {
+    rate_limit::check(&app, Class::Joins, &call.requester)?;
     let extra = extra_content(&call.raw)?;
     let room = find(&app, &call.body.room_id_or_alias).await?;
+    expect_guest_access(&app, &room, &call.requester).await?;
     membership::join(
         &app,
         &room,
@@ -77,6 +87,20 @@ async fn join_room_by_id_or_alias(
     )
     .await?;
     Ok(join_room_by_id_or_alias::v3::Response::new(room.id.clone()))
+}
+
+/// Guests join only rooms that say so ("Guest Access").
+async fn expect_guest_access(app: &App, room: &Room, requester: &Requester) -> Result<()> {
+    if !requester.is_guest {
+        return Ok(());
+    }
+    let kind = StateEventType::RoomGuestAccess;
+    let content: Option<RoomGuestAccessEventContent> =
+        head::state_content(app, room, &kind, "").await?;
+    if content.is_some_and(|content| content.guest_access == GuestAccess::CanJoin) {
+        return Ok(());
+    }
+    Err(auth::guests_may_not())
 }
 
 /// What a client adds to its member event: fields of the body that are not the endpoint's own.
@@ -104,6 +128,7 @@ async fn knock_room(
     app: Arc<App>,
     call: Call<knock_room::v3::Request>,
 ) -> Result<knock_room::v3::Response> {
+    rate_limit::check(&app, Class::Joins, &call.requester)?;
     let room = find(&app, &call.body.room_id_or_alias).await?;
     membership::knock(&app, &room, &Sender::of(&call.requester), call.body.reason).await?;
     Ok(knock_room::v3::Response::new(room.id.clone()))
@@ -123,6 +148,7 @@ async fn invite_user(
             message,
         ));
     };
+    rate_limit::check(&app, Class::Invites, &call.requester)?;
     let room = app.member_room(&request.room_id).await?;
     let sender = Sender::of(&call.requester);
     membership::invite(&app, &room, &sender, &invited.user_id, invited.reason).await?;

@@ -17,6 +17,7 @@ use ruma::api::{
 use crate::{
     accounts::{self, NewAccount, Ticket},
     app::App,
+    auth::{self, Requester},
     config::RegistrationMode,
     error::{Error, Result},
     http::{Call, Routes},
@@ -44,7 +45,12 @@ async fn register(
 ) -> Result<register::v3::Response> {
     match (&call.body.login_type, &call.body.kind) {
         (Some(LoginType::ApplicationService), _) => {
-            return Err(super::session::no_application_service(&call.parts));
+            // None is registered here.
+            return Err(if auth::has_token(&call.parts) {
+                Error::unknown_token(false)
+            } else {
+                Error::missing_token("the token of the application service is missing")
+            });
         }
         (Some(_), _) => return Err(Error::refused("this login type is not known here")),
         (None, RegistrationKind::Guest) => return register_guest(&app, &call).await,
@@ -58,11 +64,15 @@ async fn register(
     if call.body.auth.is_some() {
         rate_limit::check(&app, Class::Registration, call.address())?;
     }
-    let user_id = match &call.body.username {
-        Some(name) => accounts::new_user_id(&app, name)?,
-        None => accounts::any_user_id(&app, false)?,
+    let guest = upgraded(&app, &call.body).await?;
+    let user_id = match (&guest, &call.body.username) {
+        (Some(guest), _) => guest.user_id.clone(),
+        (None, Some(name)) => accounts::new_user_id(&app, name)?,
+        (None, None) => accounts::any_user_id(&app, false)?,
     };
-    accounts::expect_free(&app, &user_id).await?;
+    if guest.is_none() {
+        accounts::expect_free(&app, &user_id).await?;
+    }
     let sign_in = sign_in(&call.body);
     sessions::check(&sign_in)?;
     let task = Task {
@@ -75,14 +85,19 @@ async fn register(
     let Some(password) = call.body.password.clone() else {
         return Err(Error::missing_param("a password is needed"));
     };
-    let new = NewAccount {
-        user_id: &user_id,
-        password_hash: Some(app.passwords.hash(password).await?),
-        is_admin: false,
-        is_guest: false,
-        ticket: passed.ticket.unwrap_or(Ticket::Free),
+    let hash = app.passwords.hash(password).await?;
+    let ticket = passed.ticket.unwrap_or(Ticket::Free);
+    let user = if let Some(guest) = guest {
+        accounts::upgrade_guest(&app, guest.user, &hash, &ticket).await?;
+        guest.user
+    } else {
+        let new = NewAccount {
+            password_hash: Some(hash),
+            ticket,
+            ..NewAccount::new(&user_id)
+        };
+        accounts::create(&app, new).await?
     };
-    let user = accounts::create(&app, new).await?;
     answer(
         &app,
         &call.body,
@@ -91,6 +106,22 @@ async fn register(
         sign_in,
     )
     .await
+}
+
+/// The guest who wants an account of their own, under their name ("Guest Access").
+async fn upgraded(app: &App, body: &register::v3::Request) -> Result<Option<Arc<Requester>>> {
+    let Some(token) = &body.guest_access_token else {
+        return Ok(None);
+    };
+    let guest = auth::requester(app, token).await?;
+    if !guest.is_guest {
+        return Err(Error::forbidden("this token is not a guest's"));
+    }
+    match &body.username {
+        Some(name) if name == guest.user_id.localpart() => Ok(Some(guest)),
+        Some(_) => Err(Error::invalid_param("a guest keeps the name")),
+        None => Err(Error::missing_param("a guest gives the name again")),
+    }
 }
 
 /// A guest needs no password and proves nothing, and may ask for neither a name nor a device.
@@ -108,11 +139,8 @@ async fn register_guest(
     rate_limit::check(app, Class::Registration, call.address())?;
     let user_id = accounts::any_user_id(app, true)?;
     let new = NewAccount {
-        user_id: &user_id,
-        password_hash: None,
-        is_admin: false,
         is_guest: true,
-        ticket: Ticket::Free,
+        ..NewAccount::new(&user_id)
     };
     let user = accounts::create(app, new).await?;
     let sign_in = SignIn {

@@ -19,6 +19,7 @@ use crate::{
     error::{Error, Result},
     http::{Call, Routes},
     log::AppendError,
+    rate_limit::{self, Class},
     room::{
         append::{NewEvent, Sender, append},
         head,
@@ -104,6 +105,7 @@ async fn send_once(
     if let Some(event_id) = app.txns.get(&txn) {
         return Ok(event_id);
     }
+    rate_limit::check(app, Class::Messages, requester)?;
     let sent = append(app, &room, &Sender::with_txn(requester, txn_id), event).await;
     let event_id = match sent {
         Ok(appended) => appended.event_id,
@@ -127,6 +129,7 @@ async fn send_state_event(
     call: Call<send_state_event::v3::Request>,
 ) -> Result<send_state_event::v3::Response> {
     let (request, requester) = (call.body, call.requester);
+    rate_limit::check(&app, Class::Messages, &requester)?;
     let room = app.member_room(&request.room_id).await?;
     let content = strict_json(request.body.json().get().as_bytes())?;
     let current = head::state_event(&app, &room, &request.event_type, &request.state_key).await?;

@@ -7,7 +7,6 @@ use axum::{
     response::Response,
     routing::post,
 };
-use http::request::Parts;
 use ruma::{
     OwnedUserId,
     api::client::{
@@ -27,7 +26,7 @@ use serde_json::Value;
 use crate::{
     accounts,
     app::App,
-    auth::{hash_token, new_token},
+    auth::{self, hash_token, new_token},
     error::{Error, Result},
     http::{self as edge, Call, Routes},
     listen::ClientAddress,
@@ -51,15 +50,6 @@ pub(super) fn routes() -> Routes {
         .add::<refresh_token::v3::Request, _, _>(refresh_token)
         .add::<logout::v3::Request, _, _>(logout)
         .add::<logout_all::v3::Request, _, _>(logout_all)
-}
-
-/// What somebody learns who says to be an application service: none is registered here.
-pub(super) fn no_application_service(parts: &Parts) -> Error {
-    if parts.headers.contains_key(http::header::AUTHORIZATION) {
-        Error::unknown_token(false)
-    } else {
-        Error::missing_token("the token of the application service is missing")
-    }
 }
 
 /// `GET /_matrix/client/v3/login`
@@ -103,7 +93,16 @@ async fn login(
     let user = match body.login_info {
         LoginInfo::Password(password) => by_password(&app, password).await?,
         LoginInfo::Token(token) => by_token(&app, &token.token).await?,
-        LoginInfo::ApplicationService(_) => return Err(no_application_service(&parts)),
+        LoginInfo::ApplicationService(_) if auth::has_token(&parts) => {
+            return Err(Error::forbidden(
+                "this is not the token of an application service",
+            ));
+        }
+        LoginInfo::ApplicationService(_) => {
+            return Err(Error::missing_token(
+                "the token of the application service is missing",
+            ));
+        }
         _ => return Err(Error::refused("this login type is not known here")),
     };
     let (device_id, tokens) = sessions::sign_in(&app, user, sign_in).await?;

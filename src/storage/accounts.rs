@@ -18,12 +18,15 @@ pub struct Account {
     pub is_guest: bool,
     /// Whether the account was closed for good.
     pub deactivated: bool,
+    /// What kind of user administrators say it is.
+    pub user_type: Option<String>,
 }
 
 /// The account with this name, if there is one.
 pub async fn by_localpart(db: &Db, localpart: &str) -> Result<Option<Account>> {
     let query = sql!(
-        "SELECT user_nid, password_hash, created_ts, is_admin, is_guest, deactivated FROM account WHERE localpart = $1"
+        "SELECT user_nid, password_hash, created_ts, is_admin, is_guest, deactivated, user_type ",
+        "FROM account WHERE localpart = $1"
     );
     let Some(row) = db.maybe(query, args![localpart]).await? else {
         return Ok(None);
@@ -35,12 +38,13 @@ pub async fn by_localpart(db: &Db, localpart: &str) -> Result<Option<Account>> {
         is_admin: row.get(3)?,
         is_guest: row.get(4)?,
         deactivated: row.get(5)?,
+        user_type: row.get(6)?,
     }))
 }
 
-/// Whether there is any account.
+/// Whether there is any account but those of guests.
 pub async fn any(db: &Db) -> Result<bool> {
-    let query = sql!("SELECT 1 FROM account LIMIT 1");
+    let query = sql!("SELECT 1 FROM account WHERE NOT is_guest LIMIT 1");
     Ok(!db.rows(query, args![]).await?.is_empty())
 }
 
@@ -55,6 +59,7 @@ static ACCOUNT: Insert = Insert {
         "is_guest",
         "deactivated",
         "erased",
+        "user_type",
     ],
     key: 0,
     conflict: "",
@@ -71,7 +76,8 @@ pub fn add(localpart: &str, account: Account) -> Write {
         account.is_admin,
         account.is_guest,
         account.deactivated,
-        false
+        false,
+        account.user_type
     ];
     Write::Insert(&ACCOUNT, row)
 }
@@ -107,11 +113,12 @@ pub fn expect_active(user: UserNid) -> Write {
     Write::Expect(statement, args![user], 1)
 }
 
-/// The hash of a user's password, if the account is open and has one.
-pub async fn password_hash(db: &Db, user: UserNid) -> Result<Option<String>> {
-    let query = sql!("SELECT password_hash FROM account WHERE user_nid = $1");
-    match db.maybe(query, args![user]).await? {
-        Some(row) => row.get(0),
-        None => Ok(None),
-    }
+/// Gives a guest a password and makes an ordinary account of it; the change is refused if there is no such guest.
+#[must_use]
+pub fn upgrade_guest(user: UserNid, hash: &str, is_admin: bool) -> Write {
+    let statement = sql!(
+        "UPDATE account SET is_guest = FALSE, password_hash = $2, is_admin = $3 ",
+        "WHERE user_nid = $1 AND is_guest AND NOT deactivated"
+    );
+    Write::Expect(statement, args![user, hash, is_admin], 1)
 }

@@ -5,10 +5,15 @@
 
 mod server;
 
-mod accounts;
+mod account;
+mod devices;
 mod discovery;
+mod login;
 mod media;
+mod rate_limits;
 mod receipts;
+mod register;
 mod rooms;
+mod shared_secret;
 mod sync;
 mod thumbnails;

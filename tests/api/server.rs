@@ -22,6 +22,8 @@ pub struct TestServer {
     pub app: Arc<App>,
     pub address: SocketAddr,
     pub http: reqwest::Client,
+    /// The registration token of the first account, if there was none at the start.
+    pub first_token: Option<String>,
     _directory: Arc<TempDir>,
 }
 
@@ -109,11 +111,13 @@ impl TestServer {
         let server = Server::start(config).await.expect("the server starts");
         let app = Arc::clone(&server.app);
         let address = server.listeners[0].address();
+        let first_token = server.first_token.clone();
         tokio::spawn(server.ended());
         Self {
             app,
             address,
             http: reqwest::Client::new(),
+            first_token,
             _directory: directory,
         }
     }
@@ -160,6 +164,29 @@ impl TestServer {
             headers,
             body: serde_json::from_slice(&bytes).unwrap_or(Value::Null),
         }
+    }
+
+    /// Posts to `/_matrix/client/v3` (or to `path` itself, if it starts with `/_`) without an access token.
+    pub async fn post(&self, path: &str, body: Value) -> Answer {
+        let path = if path.starts_with("/_") {
+            path.to_owned()
+        } else {
+            format!("/_matrix/client/v3{path}")
+        };
+        self.request(Method::POST, &path, None, Some(body)).await
+    }
+
+    /// Signs somebody in with a password; `more` is added to the request.
+    pub async fn login(&self, user: &str, password: &str, more: Value) -> Answer {
+        let mut body = json!({
+            "type": "m.login.password",
+            "identifier": { "type": "m.id.user", "user": user },
+            "password": password,
+        });
+        for (key, value) in more.as_object().expect("an object") {
+            body[key] = value.clone();
+        }
+        self.post("/login", body).await
     }
 
     /// Registers a person and signs them in.
@@ -243,6 +270,23 @@ impl<'s> User<'s> {
 
     pub async fn delete(&self, path: &str) -> Answer {
         self.send(Method::DELETE, path, None).await
+    }
+
+    /// Sends a request that asks for the password, and then with the password.
+    pub async fn send_with_password(&self, method: Method, path: &str, body: Value) -> Answer {
+        let asked = self.send(method.clone(), path, Some(body)).await;
+        assert_eq!(asked.status, StatusCode::UNAUTHORIZED, "{}", asked.body);
+        assert_eq!(
+            asked.body["flows"],
+            json!([{ "stages": ["m.login.password"] }])
+        );
+        let auth = json!({
+            "type": "m.login.password",
+            "identifier": { "type": "m.id.user", "user": self.id },
+            "password": PASSWORD,
+            "session": asked.body["session"],
+        });
+        self.send(method, path, Some(json!({ "auth": auth }))).await
     }
 
     /// Creates a room; answers its id.

@@ -1,0 +1,192 @@
+//! "Password management", "Account deactivation", contact information, "OpenID".
+
+use homing::storage::{Membership, members};
+use reqwest::Method;
+use serde_json::json;
+
+use crate::server::{PASSWORD, TestServer, User};
+
+async fn second_device<'s>(server: &'s TestServer, name: &str) -> User<'s> {
+    User::new(server, &server.login(name, PASSWORD, json!({})).await.ok())
+}
+
+#[tokio::test]
+async fn another_password_ends_other_sessions() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let other = second_device(&server, "alice").await;
+    let body = json!({ "new_password": "another one" });
+    alice
+        .send_with_password(Method::POST, "/account/password", body)
+        .await
+        .ok();
+    alice.get("/account/whoami").await.ok();
+    other
+        .get("/account/whoami")
+        .await
+        .fails(401, "M_UNKNOWN_TOKEN");
+    let answer = server.login("alice", PASSWORD, json!({})).await;
+    answer.fails(403, "M_FORBIDDEN");
+    server.login("alice", "another one", json!({})).await.ok();
+}
+
+#[tokio::test]
+async fn another_password_can_leave_other_sessions_alone() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let other = second_device(&server, "alice").await;
+    let body = json!({ "new_password": "another one", "logout_devices": false });
+    alice
+        .send_with_password(Method::POST, "/account/password", body)
+        .await
+        .ok();
+    alice.get("/account/whoami").await.ok();
+    other.get("/account/whoami").await.ok();
+}
+
+#[tokio::test]
+async fn only_the_owner_proves_anything() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    server.register("bob").await;
+    let auth = |user: &str, password: &str| {
+        json!({
+            "type": "m.login.password",
+            "identifier": { "type": "m.id.user", "user": user },
+            "password": password,
+        })
+    };
+    for (user, password) in [("alice", "wrong"), ("bob", PASSWORD), ("nobody", PASSWORD)] {
+        let body = json!({ "new_password": "another one", "auth": auth(user, password) });
+        let answer = alice.post("/account/password", body).await;
+        assert_eq!(answer.status, 401);
+        assert_eq!(answer.body["errcode"], "M_FORBIDDEN");
+        assert!(answer.body["session"].is_string());
+    }
+    server.login("alice", PASSWORD, json!({})).await.ok();
+    let body = json!({ "new_password": "another one" });
+    server
+        .post("/account/password", body)
+        .await
+        .fails(401, "M_MISSING_TOKEN");
+    let body = json!({ "auth": auth("alice", PASSWORD) });
+    alice
+        .post("/account/password", body)
+        .await
+        .fails(400, "M_MISSING_PARAM");
+    let body = json!({ "new_password": "", "auth": auth("alice", PASSWORD) });
+    alice
+        .post("/account/password", body)
+        .await
+        .fails(400, "M_WEAK_PASSWORD");
+}
+
+#[tokio::test]
+async fn deactivated_account_is_gone_for_good() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let bob = server.register("bob").await;
+    let other = second_device(&server, "bob").await;
+    let joined = alice.create_room(json!({ "preset": "public_chat" })).await;
+    bob.post(&format!("/join/{joined}"), json!({})).await.ok();
+    let invited = alice.create_room(json!({ "invite": [bob.id] })).await;
+
+    let user_id = ruma::UserId::parse(&bob.id).unwrap();
+    let answer = bob
+        .send_with_password(
+            Method::POST,
+            "/account/deactivate",
+            json!({ "erase": true }),
+        )
+        .await
+        .ok();
+    assert_eq!(answer["id_server_unbind_result"], "success");
+    for user in [&bob, &other] {
+        user.get("/account/whoami")
+            .await
+            .fails(401, "M_UNKNOWN_TOKEN");
+    }
+    let answer = server.login("bob", PASSWORD, json!({})).await;
+    answer.fails(403, "M_USER_DEACTIVATED");
+    let body =
+        json!({ "username": "bob", "password": PASSWORD, "auth": { "type": "m.login.dummy" } });
+    server
+        .post("/register", body)
+        .await
+        .fails(400, "M_USER_IN_USE");
+    for room in [joined, invited] {
+        let room = ruma::RoomId::parse(&room).unwrap();
+        let room = server.app.room(&room).await.unwrap();
+        let user = server.app.user(&user_id).await.unwrap();
+        let member = members::get(&server.app.db, room.nid, user).await.unwrap();
+        assert_eq!(member.unwrap().membership, Membership::Leave);
+    }
+}
+
+#[tokio::test]
+async fn nobody_has_an_address() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let answer = alice.get("/account/3pid").await.ok();
+    assert_eq!(answer["threepids"], json!([]));
+    let email = json!({ "client_secret": "secret", "email": "a@example.org", "send_attempt": 1 });
+    let number = json!({ "client_secret": "secret", "country": "GB", "phone_number": "1", "send_attempt": 1 });
+    for kind in ["account/3pid", "account/password", "register"] {
+        for (medium, body) in [("email", &email), ("msisdn", &number)] {
+            let path = format!("/{kind}/{medium}/requestToken");
+            let answer = server.post(&path, body.clone()).await;
+            answer.fails(400, "M_THREEPID_MEDIUM_NOT_SUPPORTED");
+        }
+    }
+    let sid = json!({ "client_secret": "secret", "sid": "1" });
+    let answer = alice.post("/account/3pid/add", sid).await;
+    answer.fails(400, "M_THREEPID_AUTH_FAILED");
+    let bind = json!({ "client_secret": "secret", "sid": "1", "id_server": "x.org", "id_access_token": "t" });
+    let answer = alice.post("/account/3pid/bind", bind).await;
+    answer.fails(403, "M_THREEPID_DENIED");
+    let address = json!({ "medium": "email", "address": "a@example.org" });
+    for path in ["/account/3pid/delete", "/account/3pid/unbind"] {
+        let answer = alice.post(path, address.clone()).await.ok();
+        assert_eq!(answer["id_server_unbind_result"], "no-support");
+    }
+}
+
+#[tokio::test]
+async fn openid_token_is_for_oneself_and_ends() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let path = format!("/user/{}/openid/request_token", alice.id);
+    let answer = alice.post(&path, json!({})).await.ok();
+    assert_eq!(answer["token_type"], "Bearer");
+    assert_eq!(answer["matrix_server_name"], "localhost");
+    assert_eq!(answer["expires_in"], 3600);
+    let token = answer["access_token"].as_str().unwrap();
+    let hash = homing::auth::hash_token(token);
+    let stored = homing::storage::tokens::openid(&server.app.db, &hash).await;
+    let (_, expires) = stored.unwrap().unwrap();
+    assert!((expires - server.app.clock.now() - 3_600_000).abs() < 60_000);
+    // It opens nothing else.
+    let thief = User {
+        token: token.to_owned(),
+        ..server.register("thief").await
+    };
+    thief
+        .get("/account/whoami")
+        .await
+        .fails(401, "M_UNKNOWN_TOKEN");
+
+    let bob = server.register("bob").await;
+    bob.post(&path, json!({})).await.fails(403, "M_FORBIDDEN");
+}
+
+#[tokio::test]
+async fn new_user_is_called_by_name() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let requester = homing::auth::requester(&server.app, &alice.token)
+        .await
+        .unwrap();
+    let profile = homing::storage::profiles::get(&server.app.db, requester.user).await;
+    let expected = ("displayname".to_owned(), "\"alice\"".to_owned());
+    assert_eq!(profile.unwrap(), [expected]);
+}
