@@ -344,7 +344,7 @@ impl Bus {
                 self.one(highlight.user, told, |feed| feed.highlighted(&highlight));
             }
             Effect::Own { user, at } => {
-                self.one(user, told, |feed| feed.own_changed(at.after(first)))
+                self.one(user, told, |feed| feed.own_changed(at.after(first)));
             }
         }
     }

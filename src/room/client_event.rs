@@ -121,6 +121,7 @@ pub async fn client_events(
 ///
 /// # Errors
 /// If an event cannot be serialized.
+#[expect(clippy::implicit_hasher, reason = "there is one kind of map here")]
 pub fn known_events(
     app: &App,
     room: &Room,

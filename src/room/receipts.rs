@@ -101,10 +101,10 @@ async fn thread(app: &App, room: &Room, thread: &ThreadId, event: &Event) -> Res
     match thread {
         ThreadId::Unthreaded => Ok(ReceiptThread::Unthreaded),
         ThreadId::Main if event.thread.is_none() => Ok(ReceiptThread::Main),
-        ThreadId::Thread(root) => {
-            let root = find(app, room, root).await?.ok_or_else(misplaced)?.nid;
-            if event.thread == Some(root) || event.nid == root {
-                Ok(ReceiptThread::Thread(root))
+        ThreadId::Thread(first) => {
+            let first = find(app, room, first).await?.ok_or_else(misplaced)?.nid;
+            if event.thread == Some(first) || event.nid == first {
+                Ok(ReceiptThread::Thread(first))
             } else {
                 Err(misplaced())
             }
@@ -155,14 +155,14 @@ async fn add_receipt(
     let markers = match thread {
         ReceiptThread::Unthreaded => everything(app, room, requester, event, pos).await?,
         ReceiptThread::Main => vec![(0, main(app, room, requester, event, pos).await?)],
-        ReceiptThread::Thread(root) => {
-            let own = storage::events::own_since(&app.db, room.nid, user, Some(root), pos).await?;
-            let idx = if event.nid == root {
+        ReceiptThread::Thread(first) => {
+            let own = storage::events::own_since(&app.db, room.nid, user, Some(first), pos).await?;
+            let idx = if event.nid == first {
                 0
             } else {
                 event.unread_idx
             };
-            vec![(root.0, ReadMarker { pos, idx, own })]
+            vec![(first.0, ReadMarker { pos, idx, own })]
         }
     };
     add_markers(app, room, requester, markers, marks).await

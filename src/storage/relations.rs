@@ -61,7 +61,7 @@ pub async fn children(
         "WHEN 'm.replace' THEN -c.ts WHEN 'm.thread' THEN -c.depth ELSE c.depth END, ",
         "CASE r.rel_type WHEN 'm.thread' THEN -c.ord ELSE c.ord END) AS place, ",
         "count(*) OVER (PARTITION BY r.parent_nid, r.rel_type) AS total, ",
-        "max(CASE WHEN c.sender_nid = $2 THEN 1 ELSE 0 END) OVER (PARTITION BY r.parent_nid, r.rel_type) AS own ",
+        "max(CASE WHEN c.sender_nid = $2 THEN CAST(1 AS BIGINT) ELSE 0 END) OVER (PARTITION BY r.parent_nid, r.rel_type) AS own ",
         "FROM relation r JOIN event c ON c.nid = r.child_nid JOIN event p ON p.nid = r.parent_nid ",
         "WHERE r.parent_nid ",
         list(1),

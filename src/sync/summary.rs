@@ -88,7 +88,7 @@ pub(super) async fn load(context: &Context<'_>, batch: &mut Batch<'_>) -> Result
         else {
             continue;
         };
-        if heroes.iter().any(|hero| hero.is_there()) {
+        if heroes.iter().any(storage::sync::Hero::is_there) {
             heroes.retain(storage::sync::Hero::is_there);
         }
         let ids = heroes.iter().filter_map(|hero| {

@@ -16,4 +16,5 @@ mod register;
 mod rooms;
 mod shared_secret;
 mod sync;
+mod sync_cost;
 mod thumbnails;

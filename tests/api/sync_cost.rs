@@ -1,0 +1,120 @@
+//! What a sync costs, counted in statements ("Hot paths and budgets"): nothing new costs nothing, one new message in a
+//! room in memory costs nothing, and any number of changed rooms costs as much as one.
+
+use serde_json::{Value, json};
+
+use crate::server::{TestServer, User};
+
+/// How many rooms a person has in these tests: enough to show if anything is done for each of them.
+const ROOMS: usize = 30;
+
+/// Syncs, and answers how many statements that took.
+async fn counted(user: &User<'_>, query: &str) -> (Value, u64) {
+    let before = user.server.app.db.statistics();
+    let sync = user.sync(query).await;
+    let after = user.server.app.db.statistics();
+    assert_eq!(after.writes, before.writes, "a sync writes nothing");
+    (sync, after.reads - before.reads)
+}
+
+async fn rooms(alice: &User<'_>, bob: &User<'_>) -> Vec<String> {
+    let mut rooms = Vec::new();
+    for _ in 0..ROOMS {
+        let room = alice
+            .create_room(json!({ "preset": "public_chat", "name": "Room" }))
+            .await;
+        bob.post(&format!("/join/{room}"), json!({})).await.ok();
+        rooms.push(room);
+    }
+    rooms
+}
+
+fn since(sync: &Value) -> String {
+    let token = sync["next_batch"].as_str().expect("next_batch");
+    format!("since={token}")
+}
+
+fn joined(sync: &Value) -> usize {
+    sync["rooms"]["join"]
+        .as_object()
+        .map_or(0, serde_json::Map::len)
+}
+
+#[tokio::test]
+async fn a_warm_incremental_sync_reads_nothing() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let rooms = rooms(&alice, &bob).await;
+    let (first, _) = counted(&bob, "").await;
+    let (warm, _) = counted(&bob, &since(&first)).await;
+
+    let (empty, reads) = counted(&bob, &since(&warm)).await;
+    assert_eq!((joined(&empty), reads), (0, 0));
+
+    alice.say(&rooms[0], "one").await;
+    let (one, reads) = counted(&bob, &since(&empty)).await;
+    assert_eq!((joined(&one), reads), (1, 0));
+
+    for room in &rooms {
+        let event = alice.say(room, "all").await;
+        let path = format!("/rooms/{room}/receipt/m.read/{event}");
+        alice.post(&path, json!({})).await.ok();
+    }
+    let (all, reads) = counted(&bob, &since(&one)).await;
+    assert_eq!((joined(&all), reads), (ROOMS, 0));
+}
+
+#[tokio::test]
+async fn a_sync_of_many_rooms_that_are_not_in_memory_costs_six_statements() {
+    let server = TestServer::start().await;
+    let (token, names, since) = {
+        let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+        let names = rooms(&alice, &bob).await;
+        let (first, _) = counted(&bob, "").await;
+        for room in &names {
+            let event = alice.say(room, "all").await;
+            let path = format!("/rooms/{room}/receipt/m.read/{event}");
+            alice.post(&path, json!({})).await.ok();
+        }
+        (bob.token.clone(), names, since(&first))
+    };
+    let server = server.restart().await;
+    let get = async |path: &str| {
+        server
+            .request(reqwest::Method::GET, path, Some(&token), None)
+            .await
+            .ok()
+    };
+    // A new process learns once who asks, what they are in, what they set and how people are called.
+    let query = format!("/_matrix/client/v3/sync?{since}");
+    assert_eq!(joined(&get(&query).await), names.len());
+    let before = server.app.db.statistics().reads;
+    let all = get(&query).await;
+    let reads = server.app.db.statistics().reads - before;
+    assert_eq!(joined(&all), names.len());
+    assert!(reads <= 6, "{reads} statements");
+}
+
+#[tokio::test]
+async fn an_initial_sync_costs_the_same_for_one_room_and_for_many() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let carol = server.register("carol").await;
+    let rooms = rooms(&alice, &bob).await;
+    carol
+        .post(&format!("/join/{}", rooms[0]), json!({}))
+        .await
+        .ok();
+    let lazy = "filter=%7B%22room%22:%7B%22state%22:%7B%22lazy_load_members%22:true%7D%7D%7D";
+    for user in [&bob, &carol] {
+        counted(user, lazy).await;
+    }
+    let (of_one, for_one) = counted(&carol, lazy).await;
+    let (of_all, for_all) = counted(&bob, lazy).await;
+    assert_eq!((joined(&of_one), joined(&of_all)), (1, ROOMS));
+    assert!(
+        for_all <= for_one + 1,
+        "{for_one} for one, {for_all} for all"
+    );
+    assert!(for_all <= 8, "{for_all}");
+}
