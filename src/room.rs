@@ -9,4 +9,5 @@ pub mod membership;
 pub mod power;
 pub mod read;
 pub mod receipts;
+pub mod timeline;
 pub mod visibility;

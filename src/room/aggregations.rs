@@ -43,7 +43,7 @@ pub fn relates_to(pdu: &Pdu) -> Option<RelatesTo> {
     }
     let relates_to = pdu.content_as::<Content>().ok()?.relates_to;
     let rel_type = &relates_to.rel_type;
-    let fits = rel_type.len() <= MAX_REL_TYPE && !rel_type.contains('\0');
+    let fits = !rel_type.is_empty() && rel_type.len() <= MAX_REL_TYPE && !rel_type.contains('\0');
     fits.then_some(relates_to)
 }
 

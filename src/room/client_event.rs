@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use ruma::{EventId, MilliSecondsSinceUnixEpoch, RoomId, UserId};
+use ruma::{EventId, MilliSecondsSinceUnixEpoch, RoomId, UserId, serde::Raw};
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 
@@ -312,4 +312,10 @@ pub fn stripped(event: &Event) -> Result<Box<RawValue>> {
         r#type: &pdu.event_type,
     };
     to_raw_value(&stripped).map_err(Error::internal)
+}
+
+/// The same JSON as ruma's answers want it.
+#[must_use]
+pub fn raw<T>(events: Vec<Box<RawValue>>) -> Vec<Raw<T>> {
+    events.into_iter().map(Raw::from_json).collect()
 }

@@ -5,8 +5,9 @@ use std::{
     sync::Arc,
 };
 
+use http::StatusCode;
 use ruma::{
-    OwnedUserId, UserId,
+    OwnedUserId, RoomId, UserId,
     events::room::{history_visibility::HistoryVisibility, member::MembershipState},
 };
 use serde::Deserialize;
@@ -136,8 +137,19 @@ impl<'a> Sight<'a> {
     /// Whether the viewer may see an event, and wants to.
     #[must_use]
     pub fn sees(&self, event: &Event) -> bool {
+        !self.ignores(event) && self.may_see(event)
+    }
+
+    /// Whether the viewer wants to see nothing of who sent the event. State is not ignored.
+    #[must_use]
+    pub fn ignores(&self, event: &Event) -> bool {
+        event.key.is_none() && self.viewer.ignored.contains(&event.sender)
+    }
+
+    /// Whether the viewer may see an event, wanted or not.
+    #[must_use]
+    pub fn may_see(&self, event: &Event) -> bool {
         event.flags & flags::HIDDEN == 0
-            && (event.key.is_some() || !self.viewer.ignored.contains(&event.sender))
             && (!self.restricted
                 || self
                     .history
@@ -227,6 +239,22 @@ pub async fn ensure_can_read_state(app: &App, room: &Room, viewer: &Viewer) -> R
         return Ok(Access::Now);
     }
     Err(Error::forbidden("you are not in this room"))
+}
+
+/// The room with this id and what the viewer may read of it.
+///
+/// # Errors
+/// `M_FORBIDDEN` as [`ensure_can_read_state`], and for a room that this server does not know: who may not read a room
+/// does not learn whether it exists.
+pub async fn readable(app: &App, room: &RoomId, viewer: &Viewer) -> Result<(Arc<Room>, Access)> {
+    let room = match app.room(room).await {
+        Err(error) if error.has_status(StatusCode::NOT_FOUND) => {
+            return Err(Error::forbidden("you are not in this room"));
+        }
+        room => room?,
+    };
+    let access = ensure_can_read_state(app, &room, viewer).await?;
+    Ok((room, access))
 }
 
 /// Whether the room shows everything to everyone.

@@ -22,10 +22,12 @@ pub mod receipts;
 pub mod relations;
 pub mod reports;
 pub mod rooms;
+pub mod search;
 pub mod sessions;
 pub mod state;
 pub mod sync;
 pub mod threads;
+pub mod timeline;
 pub mod tokens;
 
 pub use account_data::AccountData;

@@ -1,8 +1,13 @@
 //! `relation`: which event points to which.
 
-use ruma::room_version_rules::RoomVersionRules;
+use std::collections::HashSet;
 
-use super::{Db, Event, EventNid, Insert, Result, Row, UserNid, Write, events::event};
+use ruma::{api::Direction, room_version_rules::RoomVersionRules};
+
+use super::{
+    Db, Event, EventNid, Insert, Result, Row, TypeNid, UserNid, Write, events::event,
+    timeline::Range,
+};
 use crate::{args, sql};
 
 static RELATION: Insert = Insert {
@@ -93,4 +98,115 @@ fn child(row: &Row, rules: &RoomVersionRules) -> Result<Child> {
         own: row.get::<Option<i64>>(21)?.unwrap_or(0) > 0,
         event: event(row, rules)?,
     })
+}
+
+/// Those of `events` that have a child of one of these kinds from one of these users; `None` stands for any.
+pub async fn related(
+    db: &Db,
+    events: &[EventNid],
+    rel_types: Option<Vec<String>>,
+    senders: Option<&[UserNid]>,
+) -> Result<HashSet<EventNid>> {
+    let query = sql!(
+        "SELECT DISTINCT r.parent_nid FROM relation r JOIN event c ON c.nid = r.child_nid ",
+        "WHERE c.redacted_by IS NULL AND c.flags & 7 = 0 AND r.parent_nid ",
+        list(1),
+        " AND ($2 OR r.rel_type ",
+        list(3),
+        ") AND ($4 OR c.sender_nid ",
+        list(5),
+        ")"
+    );
+    let args = args![
+        events,
+        rel_types.is_none(),
+        rel_types.unwrap_or_default(),
+        senders.is_none(),
+        senders.unwrap_or_default()
+    ];
+    db.rows(query, args)
+        .await?
+        .iter()
+        .map(|row| Ok(EventNid(row.get(0)?)))
+        .collect()
+}
+
+/// Which children of which events `/relations` asks for.
+#[derive(Debug)]
+pub struct Query<'a> {
+    /// The parents.
+    pub parents: &'a [EventNid],
+    /// How they relate, if that matters.
+    pub rel_type: Option<&'a str>,
+    /// Of which type they are, if that matters.
+    pub type_nid: Option<TypeNid>,
+}
+
+/// The children of events in a part of the room's history, at most `limit`.
+pub async fn page(
+    db: &Db,
+    rules: &RoomVersionRules,
+    wanted: &Query<'_>,
+    range: &Range,
+    limit: i64,
+) -> Result<Vec<Event>> {
+    let query = match range.direction {
+        Direction::Backward => sql!(
+            "SELECT DISTINCT ",
+            (event_columns),
+            ", e.depth FROM relation r JOIN event e ON e.nid = r.child_nid JOIN event_json j ON j.nid = e.nid ",
+            "WHERE r.parent_nid ",
+            list(1),
+            " AND (r.rel_type = $2 OR $2 = '') AND (e.type_nid = $3 OR $3 = 0) AND e.redacted_by IS NULL ",
+            "AND e.flags & 7 = 0 AND (e.depth, e.ord) <= ($4, $5) AND (e.depth, e.ord) > ($6, $7) ",
+            "ORDER BY e.depth DESC, e.ord DESC LIMIT $8"
+        ),
+        Direction::Forward => sql!(
+            "SELECT DISTINCT ",
+            (event_columns),
+            ", e.depth FROM relation r JOIN event e ON e.nid = r.child_nid JOIN event_json j ON j.nid = e.nid ",
+            "WHERE r.parent_nid ",
+            list(1),
+            " AND (r.rel_type = $2 OR $2 = '') AND (e.type_nid = $3 OR $3 = 0) AND e.redacted_by IS NULL ",
+            "AND e.flags & 7 = 0 AND (e.depth, e.ord) > ($4, $5) AND (e.depth, e.ord) <= ($6, $7) ",
+            "ORDER BY e.depth, e.ord LIMIT $8"
+        ),
+    };
+    let (from, to) = (range.from, range.to);
+    let args = args![
+        wanted.parents,
+        wanted.rel_type.unwrap_or_default(),
+        wanted.type_nid.map_or(0, |nid| nid.0),
+        from.depth,
+        from.ord,
+        to.depth,
+        to.ord,
+        limit
+    ];
+    db.rows(query, args)
+        .await?
+        .iter()
+        .map(|row| event(row, rules))
+        .collect()
+}
+
+/// The nids of the children of events, at most `limit`.
+pub async fn child_nids(db: &Db, wanted: &Query<'_>, limit: i64) -> Result<Vec<EventNid>> {
+    let query = sql!(
+        "SELECT DISTINCT r.child_nid FROM relation r JOIN event e ON e.nid = r.child_nid WHERE r.parent_nid ",
+        list(1),
+        " AND (r.rel_type = $2 OR $2 = '') AND (e.type_nid = $3 OR $3 = 0) AND e.redacted_by IS NULL ",
+        "AND e.flags & 7 = 0 ORDER BY r.child_nid DESC LIMIT $4"
+    );
+    let args = args![
+        wanted.parents,
+        wanted.rel_type.unwrap_or_default(),
+        wanted.type_nid.map_or(0, |nid| nid.0),
+        limit
+    ];
+    db.rows(query, args)
+        .await?
+        .iter()
+        .map(|row| Ok(EventNid(row.get(0)?)))
+        .collect()
 }

@@ -145,6 +145,42 @@ pub async fn all_at(db: &Db, at: StateAt) -> Result<Vec<(KeyNid, EventNid)>> {
         .collect())
 }
 
+/// The events that some keys have at a version of a line.
+pub async fn at(
+    db: &Db,
+    rules: &RoomVersionRules,
+    at: StateAt,
+    keys: &[KeyNid],
+) -> Result<Vec<Event>> {
+    let query = sql!(
+        "SELECT ",
+        (event_columns),
+        ", s.key_nid FROM state_change s LEFT JOIN event e ON e.nid = s.event_nid ",
+        "LEFT JOIN event_json j ON j.nid = e.nid WHERE s.line = $1 AND s.sv <= $2 AND s.key_nid ",
+        list(3),
+        " AND s.sv = (SELECT max(m.sv) FROM state_change m WHERE m.line = s.line AND m.key_nid = s.key_nid ",
+        "AND m.sv <= $2)"
+    );
+    let mut missing = keys.to_vec();
+    let mut found = Vec::new();
+    if missing.is_empty() {
+        return Ok(found);
+    }
+    for at in ancestry(db, at).await? {
+        for row in db.rows(query, args![at.line, at.sv, &*missing]).await? {
+            let key = KeyNid(row.get(18)?);
+            missing.retain(|missing| *missing != key);
+            if row.get::<Option<i64>>(0)?.is_some() {
+                found.push(event(&row, rules)?);
+            }
+        }
+        if missing.is_empty() {
+            break;
+        }
+    }
+    Ok(found)
+}
+
 /// The lines of a room that go on from others, each with the version that it goes on from.
 pub async fn lines(db: &Db, room: RoomNid) -> Result<HashMap<i64, StateAt>> {
     let query = sql!(

@@ -1,6 +1,10 @@
 //! `thread`: the threads of a room.
 
-use super::{Db, EventNid, Insert, Pos, Position, Result, RoomNid, UserNid, Write};
+use ruma::room_version_rules::RoomVersionRules;
+
+use super::{
+    Db, Event, EventNid, Insert, Pos, Position, Result, RoomNid, UserNid, Write, events::event,
+};
 use crate::{args, sql};
 
 /// What is counted of a thread.
@@ -154,5 +158,32 @@ pub async fn counts_at(
         .await?
         .iter()
         .map(|row| Ok((EventNid(row.get(0)?), row.get(1)?, row.get(2)?)))
+        .collect()
+}
+
+/// The roots of a room's threads whose latest event is before `before` in the log, latest first, with the positions of
+/// these latest events; with `participant` only threads in which that user has sent something.
+pub async fn page(
+    db: &Db,
+    rules: &RoomVersionRules,
+    room: RoomNid,
+    before: Pos,
+    participant: Option<UserNid>,
+    limit: i64,
+) -> Result<Vec<(Event, Pos)>> {
+    let query = sql!(
+        "SELECT ",
+        (event_columns),
+        ", t.last_pos FROM thread t JOIN event e ON e.nid = t.root_nid JOIN event_json j ON j.nid = e.nid ",
+        "WHERE t.room_nid = $1 AND t.last_pos < $2 AND e.flags & 7 = 0 AND ($3 = 0 OR e.sender_nid = $3 OR EXISTS ",
+        "(SELECT 1 FROM relation r JOIN event c ON c.nid = r.child_nid WHERE r.parent_nid = t.root_nid ",
+        "AND r.rel_type = 'm.thread' AND c.sender_nid = $3 AND c.redacted_by IS NULL)) ",
+        "ORDER BY t.last_pos DESC LIMIT $4"
+    );
+    let participant = participant.map_or(0, |user| user.0);
+    db.rows(query, args![room, before, participant, limit])
+        .await?
+        .iter()
+        .map(|row| Ok((event(row, rules)?, row.get(18)?)))
         .collect()
 }

@@ -18,7 +18,7 @@ use crate::{
     storage::{
         self, Event, EventNid, Position,
         events::flags,
-        relations,
+        relations, search,
         threads::{self, ThreadCount},
     },
 };
@@ -76,6 +76,9 @@ impl Step<'_> {
                 &relation.rel_type,
                 event.nid,
             ));
+        }
+        if let Some(write) = search::add(event) {
+            self.change.write(write);
         }
         let notifies = matches!(
             &*event.pdu.event_type,
@@ -149,6 +152,7 @@ impl Step<'_> {
                 return Err(Error::forbidden("you may not redact what others have sent"));
             }
         }
+        self.change.write(search::remove(target.nid));
         let pdu = event::redact(&target.pdu, room.rules)?;
         for write in storage::events::redact(target.nid, redaction.nid, &pdu.json) {
             self.change.write(write);

@@ -1,0 +1,227 @@
+//! `event_search`: the words of messages, room names and topics.
+
+use homing_federation::Pdu;
+use ruma::room_version_rules::RoomVersionRules;
+use serde::Deserialize;
+
+use super::{Arg, Db, Event, EventNid, Insert, Result, RoomNid, Sql, Write, events::event};
+use crate::{args, sql};
+
+/// How much of a text can be found, in bytes.
+const MAX_TEXT: usize = 16 * 1024;
+/// The most rooms that are named to the index; more are told apart afterwards.
+const MAX_ROOMS: usize = 100;
+
+static SEARCH: Insert = Insert {
+    table: "event_search",
+    columns: &["rowid", "room", "key", "words"],
+    key: 0,
+    conflict: "",
+};
+
+/// Which part of a content words are from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Key {
+    /// `content.body` of messages.
+    Body,
+    /// `content.name` of room names.
+    Name,
+    /// `content.topic` of topics.
+    Topic,
+}
+
+impl Key {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Body => "body",
+            Self::Name => "name",
+            Self::Topic => "topic",
+        }
+    }
+}
+
+fn room_word(room: RoomNid) -> String {
+    format!("room{}", room.0)
+}
+
+/// Makes an event findable, if it has words.
+#[must_use]
+pub fn add(event: &Event) -> Option<Write> {
+    let (key, text) = text(&event.pdu)?;
+    let mut end = text.len().min(MAX_TEXT);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    // PostgreSQL takes no NUL.
+    let text = text[..end].replace('\0', " ");
+    let row = args![event.nid, room_word(event.room), key.word(), text];
+    Some(Write::Insert(&SEARCH, row))
+}
+
+/// The words of an event and where they are from.
+fn text(pdu: &Pdu) -> Option<(Key, String)> {
+    #[derive(Deserialize)]
+    struct Content {
+        body: Option<String>,
+        name: Option<String>,
+        topic: Option<String>,
+    }
+    let key = match (&*pdu.event_type, pdu.state_key.as_deref()) {
+        ("m.room.message", None) => Key::Body,
+        ("m.room.name", Some("")) => Key::Name,
+        ("m.room.topic", Some("")) => Key::Topic,
+        _ => return None,
+    };
+    let content: Content = pdu.content_as().ok()?;
+    let text = match key {
+        Key::Body => content.body,
+        Key::Name => content.name,
+        Key::Topic => content.topic,
+    };
+    Some((key, text.filter(|text| !text.is_empty())?))
+}
+
+/// Makes a redacted event unfindable.
+#[must_use]
+pub fn remove(event: EventNid) -> Write {
+    Write::Run(
+        sql!("DELETE FROM event_search WHERE rowid = $1"),
+        args![event],
+    )
+}
+
+/// What is looked for.
+#[derive(Debug)]
+pub struct Query<'a> {
+    /// All of these words; each has a letter or digit.
+    pub words: &'a [String],
+    /// In one of these parts.
+    pub keys: &'a [Key],
+    /// In one of these rooms.
+    pub rooms: &'a [RoomNid],
+}
+
+impl Query<'_> {
+    fn named_rooms(&self) -> Vec<String> {
+        if self.rooms.len() > MAX_ROOMS {
+            return Vec::new();
+        }
+        self.rooms.iter().map(|room| room_word(*room)).collect()
+    }
+
+    /// In the language of FTS5.
+    fn match_text(&self) -> String {
+        let quoted = |word: &str| format!("\"{}\"", word.replace('"', "\"\""));
+        let words: Vec<_> = self.words.iter().map(|word| quoted(word)).collect();
+        let keys: Vec<_> = self.keys.iter().map(|key| quoted(key.word())).collect();
+        let rooms: Vec<_> = self.named_rooms().iter().map(|room| quoted(room)).collect();
+        let text = format!(
+            "words : ({}) AND key : ({})",
+            words.join(" AND "),
+            keys.join(" OR ")
+        );
+        if rooms.is_empty() {
+            return text;
+        }
+        format!("{text} AND room : ({})", rooms.join(" OR "))
+    }
+
+    /// What PostgreSQL's `tsquery` is made of: where to look.
+    fn place_text(&self) -> String {
+        let one_of = |words: Vec<String>| {
+            let quoted: Vec<_> = words.iter().map(|word| format!("'#{word}'")).collect();
+            format!("({})", quoted.join("|"))
+        };
+        let mut text = one_of(self.keys.iter().map(|key| key.word().to_owned()).collect());
+        let rooms = self.named_rooms();
+        if !rooms.is_empty() {
+            text.push('&');
+            text.push_str(&one_of(rooms));
+        }
+        text
+    }
+}
+
+/// An event that was found.
+#[derive(Debug)]
+pub struct Hit {
+    /// The event.
+    pub event: Event,
+    /// How well it fits; more is better.
+    pub rank: f64,
+}
+
+/// The events that fit best, the `offset` best ones left out. `rules` knows the rules of each room.
+pub async fn best<'r>(
+    db: &Db,
+    rules: impl Fn(RoomNid) -> Option<&'r RoomVersionRules>,
+    wanted: &Query<'_>,
+    offset: i64,
+    limit: i64,
+) -> Result<Vec<Hit>> {
+    let query = sql!(
+        "SELECT ",
+        (event_columns),
+        only {
+            sqlite: ", -bm25(event_search) FROM event_search s JOIN event e ON e.nid = s.rowid JOIN event_json j ON j.nid = e.nid WHERE event_search MATCH $3 AND $1 = $1 AND $2 = $2 ",
+            postgres: ", CAST(ts_rank(s.vector, plainto_tsquery('simple', $1)) AS DOUBLE PRECISION) FROM event_search s JOIN event e ON e.nid = s.rowid JOIN event_json j ON j.nid = e.nid WHERE s.vector @@ (plainto_tsquery('simple', $1) && CAST($2 AS tsquery)) AND numnode(plainto_tsquery('simple', $1)) > 0 AND $3 = $3 "
+        },
+        "AND e.redacted_by IS NULL AND e.flags & 7 = 0 AND e.room_nid ",
+        list(4),
+        " ORDER BY 19 DESC, e.ts DESC, e.nid DESC LIMIT $5 OFFSET $6"
+    );
+    let mut args = texts(wanted);
+    args.extend(args![wanted.rooms, limit, offset]);
+    hits(db, rules, query, args).await
+}
+
+/// The latest events that fit, from before `before`: a time in milliseconds since 1970, and an event of that time.
+pub async fn recent<'r>(
+    db: &Db,
+    rules: impl Fn(RoomNid) -> Option<&'r RoomVersionRules>,
+    wanted: &Query<'_>,
+    before: (i64, EventNid),
+    limit: i64,
+) -> Result<Vec<Hit>> {
+    let query = sql!(
+        "SELECT ",
+        (event_columns),
+        only {
+            sqlite: ", -bm25(event_search) FROM event_search s JOIN event e ON e.nid = s.rowid JOIN event_json j ON j.nid = e.nid WHERE event_search MATCH $3 AND $1 = $1 AND $2 = $2 ",
+            postgres: ", CAST(ts_rank(s.vector, plainto_tsquery('simple', $1)) AS DOUBLE PRECISION) FROM event_search s JOIN event e ON e.nid = s.rowid JOIN event_json j ON j.nid = e.nid WHERE s.vector @@ (plainto_tsquery('simple', $1) && CAST($2 AS tsquery)) AND numnode(plainto_tsquery('simple', $1)) > 0 AND $3 = $3 "
+        },
+        "AND e.redacted_by IS NULL AND e.flags & 7 = 0 AND e.room_nid ",
+        list(4),
+        " AND (e.ts, e.nid) < ($5, $6) ORDER BY e.ts DESC, e.nid DESC LIMIT $7"
+    );
+    let mut args = texts(wanted);
+    args.extend(args![wanted.rooms, before.0, before.1, limit]);
+    hits(db, rules, query, args).await
+}
+
+/// The first three parameters: words and places for PostgreSQL, both in one text for FTS5.
+fn texts(wanted: &Query<'_>) -> Vec<Arg> {
+    args![
+        wanted.words.join(" "),
+        wanted.place_text(),
+        wanted.match_text()
+    ]
+}
+
+async fn hits<'r>(
+    db: &Db,
+    rules: impl Fn(RoomNid) -> Option<&'r RoomVersionRules>,
+    query: &'static Sql,
+    args: Vec<Arg>,
+) -> Result<Vec<Hit>> {
+    let mut found = Vec::new();
+    for row in db.rows(query, args).await? {
+        if let Some(rules) = rules(RoomNid(row.get(2)?)) {
+            found.push(Hit {
+                event: event(&row, rules)?,
+                rank: row.get(18)?,
+            });
+        }
+    }
+    Ok(found)
+}
