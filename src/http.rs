@@ -106,17 +106,29 @@ impl Routes {
         F: Fn(Arc<App>, Call<R>) -> A + Clone + Send + Sync + 'static,
         A: Future<Output = Result<R::OutgoingResponse>> + Send,
     {
-        let method_router = on(
-            method_filter(&R::METHOD),
-            move |State(app): State<Arc<App>>, params: RawPathParams, request: Request| {
-                let handler = handler.clone();
-                async move { answer::<R, F, A>(app, params, request, limit, handler).await }
-            },
-        );
-        self.known::<R>(Some(limit), &method_router)
+        self.known::<R>(Some(limit), &endpoint::<R, F, A>(limit, handler))
     }
 
-    /// The same for an endpoint of the User-Interactive Authentication API: what a client has sent once it need not
+    /// Answers ruma's endpoint `R` under one more path, which ruma does not know.
+    #[must_use]
+    pub fn at<R, F, A>(mut self, path: &str, handler: F) -> Self
+    where
+        R: IncomingRequest<Authentication: Authenticate> + Send + 'static,
+        R::OutgoingResponse: Send,
+        F: Fn(Arc<App>, Call<R>) -> A + Clone + Send + Sync + 'static,
+        A: Future<Output = Result<R::OutgoingResponse>> + Send,
+    {
+        let handler = endpoint::<R, F, A>(BODY_LIMIT, handler);
+        self.router = self.router.route(path, handler);
+        self.endpoints.push(Endpoint {
+            method: Some(R::METHOD),
+            paths: vec![path.to_owned()],
+            body_limit: Some(BODY_LIMIT),
+        });
+        self
+    }
+
+    /// Answers an endpoint of the User-Interactive Authentication API: what a client has sent once it need not
     /// repeat when it comes back with its session.
     #[must_use]
     pub fn interactive<R, F, A>(self, handler: F) -> Self
@@ -217,6 +229,22 @@ impl Routes {
     }
 }
 
+fn endpoint<R, F, A>(limit: usize, handler: F) -> MethodRouter<Arc<App>>
+where
+    R: IncomingRequest<Authentication: Authenticate> + Send + 'static,
+    R::OutgoingResponse: Send,
+    F: Fn(Arc<App>, Call<R>) -> A + Clone + Send + Sync + 'static,
+    A: Future<Output = Result<R::OutgoingResponse>> + Send,
+{
+    on(
+        method_filter(&R::METHOD),
+        move |State(app): State<Arc<App>>, params: RawPathParams, request: Request| {
+            let handler = handler.clone();
+            async move { answer::<R, F, A>(app, params, request, limit, handler).await }
+        },
+    )
+}
+
 fn method_filter(method: &Method) -> MethodFilter {
     MethodFilter::try_from(method.clone()).unwrap_or(MethodFilter::GET)
 }
@@ -294,6 +322,11 @@ pub fn parse<R: IncomingRequest>(
     *request.uri_mut() = parts.uri.clone();
     *request.headers_mut() = parts.headers.clone();
     let mut values: Vec<&str> = params.iter().map(|(_, value)| value).collect();
+    // No name that goes into a path or query has a NUL, and PostgreSQL cannot even be asked for one.
+    let query = parts.uri.query().unwrap_or_default();
+    if values.iter().any(|value| value.contains('\0')) || query.contains("%00") {
+        return Err(Error::invalid_param("there is a NUL in the address"));
+    }
     let expected = R::PATH_BUILDER
         .all_paths()
         .next()

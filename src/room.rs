@@ -1,13 +1,18 @@
 //! What a room is and how it changes.
 
 pub mod aggregations;
+pub mod aliases;
 pub mod append;
 pub mod client_event;
 pub mod create;
+pub mod directory;
 pub mod head;
+pub mod hierarchy;
 pub mod membership;
 pub mod power;
 pub mod read;
 pub mod receipts;
+pub mod summary;
 pub mod timeline;
+pub mod upgrade;
 pub mod visibility;

@@ -1,6 +1,6 @@
 //! "Rooms", "Creation".
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use homing_federation::{json::strict_json, room_version};
 use ruma::{
@@ -25,6 +25,7 @@ use crate::{
     http::{Call, Routes},
     rate_limit::{self, Class},
     room::{
+        self,
         append::{NewEvent, Sender},
         create::{self, Defaults, NewRoom, Preset, canonical},
         membership,
@@ -36,6 +37,8 @@ use crate::{
 const MAX_INVITES: usize = 200;
 /// The most state events that a room can be created with.
 const MAX_INITIAL_STATE: usize = 200;
+/// The longest room type, in bytes.
+const MAX_ROOM_TYPE: usize = 255;
 
 pub(super) fn routes() -> Routes {
     Routes::new().add::<Request, _, _>(create_room)
@@ -78,14 +81,21 @@ async fn create_room(app: Arc<App>, call: Call<Request>) -> Result<Response> {
             message,
         ));
     };
-    let published = request.visibility == Visibility::Public;
+    let published = match request.visibility {
+        Visibility::Public => true,
+        Visibility::Private => false,
+        _ => {
+            let message = "`visibility` is \"public\" or \"private\"";
+            return Err(Error::invalid_param(message));
+        }
+    };
     let defaults = Defaults {
         rules: &rules.authorization,
         preset: preset(request.preset.as_ref(), published)?,
         creator: &requester.user_id,
         invited: &request.invite,
     };
-    let mut creation_content = object(request.creation_content.as_ref())?.unwrap_or_default();
+    let mut creation_content = creation_content(&request)?;
     if defaults.invited_are_creators() {
         add_creators(&mut creation_content, requester, &request.invite);
     }
@@ -116,10 +126,27 @@ fn preset(preset: Option<&RoomPreset>, published: bool) -> Result<Preset> {
     })
 }
 
+/// What the client wants the create event to say. Who creates the room and its version are not the client's to say.
+fn creation_content(request: &Request) -> Result<CanonicalJsonObject> {
+    let Some(raw) = &request.creation_content else {
+        return Ok(CanonicalJsonObject::new());
+    };
+    raw.deserialize()
+        .map_err(|error| Error::bad_json(format!("creation_content: {error}")))?;
+    let mut content = object(Some(raw))?.unwrap_or_default();
+    content.remove("creator");
+    content.remove("room_version");
+    if let Some(CanonicalJsonValue::String(room_type)) = content.get("type")
+        && (room_type.len() > MAX_ROOM_TYPE || room_type.contains('\0'))
+    {
+        return Err(Error::invalid_param("this is no room type"));
+    }
+    Ok(content)
+}
+
 /// The alias of this localpart, if no room has it.
 async fn free_alias(app: &App, name: &str) -> Result<ruma::OwnedRoomAliasId> {
-    let alias = RoomAliasId::parse(format!("#{name}:{}", app.server_name))
-        .map_err(|_| Error::invalid_param("room_alias_name is not the local part of an alias"))?;
+    let alias = room::aliases::from_name(app, name)?;
     match aliases::get(&app.db, &alias).await? {
         Some(_) => Err(create::alias_taken()),
         None => Ok(alias),
@@ -160,7 +187,16 @@ async fn first_events(
         .initial_state
         .iter()
         .map(initial_event)
+        .filter(|event| {
+            // The request's own fields overwrite these.
+            !event.as_ref().is_ok_and(|event| {
+                event.state_key.as_deref() == Some("")
+                    && (event.event_type == "m.room.name" && request.name.is_some()
+                        || event.event_type == "m.room.topic" && request.topic.is_some())
+            })
+        })
         .collect::<Result<_>>()?;
+    check_initial_state(&initial_state, alias)?;
     let mut events = vec![
         NewEvent::state(StateEventType::RoomMember, requester.user_id.as_str(), join),
         defaults.power_levels(overrides)?,
@@ -194,10 +230,37 @@ async fn first_events(
         }))?;
         events.push(NewEvent::state(StateEventType::RoomTopic, "", content));
     }
-    for user in &request.invite {
+    let mut invited = HashSet::new();
+    for user in request.invite.iter().filter(|user| invited.insert(*user)) {
         events.push(invite(app, user, request.is_direct).await?);
     }
     Ok(events)
+}
+
+/// Checks what the rules of rooms leave open, or what other endpoints check too.
+fn check_initial_state(events: &[NewEvent], alias: Option<&RoomAliasId>) -> Result<()> {
+    for event in events {
+        match event.event_type.as_str() {
+            "m.room.create" | "m.room.member" => {
+                return Err(Error::invalid_param(format!(
+                    "{} is not for initial_state",
+                    event.event_type
+                )));
+            }
+            "m.room.canonical_alias" => {
+                let named = room::aliases::named_in(&event.content)
+                    .ok_or_else(|| Error::bad_json("aliases are strings"))?;
+                let own = alias.map(RoomAliasId::as_str);
+                if named.iter().any(|alias| Some(*alias) != own) {
+                    return Err(room::aliases::bad_alias(
+                        "an alias cannot lead to a room that does not exist yet",
+                    ));
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 async fn invite(app: &App, user: &UserId, is_direct: bool) -> Result<NewEvent> {

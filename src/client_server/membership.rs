@@ -227,7 +227,7 @@ async fn joined_rooms(
 }
 
 /// The room that an id or an alias names.
-async fn find(app: &App, name: &RoomOrAliasId) -> Result<Arc<Room>> {
+pub(super) async fn find(app: &App, name: &RoomOrAliasId) -> Result<Arc<Room>> {
     let room_id = match <&ruma::RoomAliasId>::try_from(name) {
         Ok(alias) => match aliases::get(&app.db, alias).await? {
             Some((room_id, _)) => OwnedRoomId::try_from(room_id).map_err(Error::internal)?,

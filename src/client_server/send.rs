@@ -3,13 +3,9 @@
 use std::sync::Arc;
 
 use homing_federation::json::strict_json;
-use http::StatusCode;
 use ruma::{
     CanonicalJsonObject, CanonicalJsonValue, OwnedEventId, RoomAliasId, RoomId,
-    api::{
-        client::{message::send_message_event, redact::redact_event, state::send_state_event},
-        error::ErrorKind,
-    },
+    api::client::{message::send_message_event, redact::redact_event, state::send_state_event},
     events::StateEventType,
 };
 
@@ -21,8 +17,9 @@ use crate::{
     log::AppendError,
     rate_limit::{self, Class},
     room::{
+        self,
         append::{NewEvent, Sender, append},
-        head,
+        head, membership,
     },
     rooms::Room,
     storage::{self, aliases},
@@ -91,7 +88,7 @@ async fn send_once(
     txn_id: &str,
     event: NewEvent,
 ) -> Result<OwnedEventId> {
-    if txn_id.is_empty() || txn_id.len() > MAX_TXN_ID {
+    if txn_id.is_empty() || txn_id.len() > MAX_TXN_ID || txn_id.contains('\0') {
         return Err(Error::invalid_param(
             "the transaction id is empty or too long",
         ));
@@ -144,8 +141,13 @@ async fn send_state_event(
     if request.event_type == StateEventType::RoomCanonicalAlias {
         check_aliases(&app, &room, &content).await?;
     }
-    let event = NewEvent::state(request.event_type, request.state_key, content);
-    let appended = append(&app, &room, &Sender::of(&requester), event).await?;
+    let sender = Sender::of(&requester);
+    let appended = if request.event_type == StateEventType::RoomMember {
+        membership::set(&app, &room, &sender, &request.state_key, content).await?
+    } else {
+        let event = NewEvent::state(request.event_type, request.state_key, content);
+        append(&app, &room, &sender, event).await?
+    };
     Ok(send_state_event::v3::Response::new(appended.event_id))
 }
 
@@ -169,40 +171,17 @@ async fn check_aliases(app: &App, room: &Room, content: &CanonicalJsonObject) ->
         Some(event) => strict_json(event.pdu.content.get().as_bytes())?,
         None => CanonicalJsonObject::new(),
     };
-    let known = aliases_in(&current).unwrap_or_default();
-    let named = aliases_in(content).ok_or_else(|| Error::bad_json("aliases are strings"))?;
+    let known = room::aliases::named_in(&current).unwrap_or_default();
+    let named =
+        room::aliases::named_in(content).ok_or_else(|| Error::bad_json("aliases are strings"))?;
     for alias in named.into_iter().filter(|alias| !known.contains(alias)) {
         let alias =
             RoomAliasId::parse(alias).map_err(|_| Error::invalid_param("not a room alias"))?;
         let found = aliases::get(&app.db, &alias).await?;
         if found.is_none_or(|(room_id, _)| room_id != room.id.as_str()) {
             let message = format!("{alias} does not lead to this room");
-            return Err(Error::new(
-                StatusCode::BAD_REQUEST,
-                ErrorKind::BadAlias,
-                message,
-            ));
+            return Err(room::aliases::bad_alias(message));
         }
     }
     Ok(())
-}
-
-/// All aliases in the content of an `m.room.canonical_alias`; `None` if one is no string.
-fn aliases_in(content: &CanonicalJsonObject) -> Option<Vec<&str>> {
-    let mut aliases = Vec::new();
-    match content.get("alias") {
-        Some(CanonicalJsonValue::String(alias)) => aliases.push(alias.as_str()),
-        Some(CanonicalJsonValue::Null) | None => {}
-        Some(_) => return None,
-    }
-    match content.get("alt_aliases") {
-        Some(CanonicalJsonValue::Array(list)) => {
-            for alias in list {
-                aliases.push(alias.as_str()?);
-            }
-        }
-        Some(CanonicalJsonValue::Null) | None => {}
-        Some(_) => return None,
-    }
-    Some(aliases)
 }

@@ -42,7 +42,8 @@ pub struct NewRoom {
 /// Creates a room with all its first events in one commit.
 ///
 /// # Errors
-/// `M_UNSUPPORTED_ROOM_VERSION`, `M_ROOM_IN_USE` if the alias is taken, and those of `append`.
+/// `M_UNSUPPORTED_ROOM_VERSION`, `M_ROOM_IN_USE` if the alias is taken, `M_INVALID_ROOM_STATE` if the creator may not
+/// send one of the events, and those of `append`.
 pub async fn create(app: &App, sender: &Sender, new: NewRoom) -> Result<Arc<Room>> {
     let rules =
         room_version::rules(&new.version).filter(|_| room_version::can_create(&new.version));
@@ -125,6 +126,15 @@ pub async fn create(app: &App, sender: &Sender, new: NewRoom) -> Result<Arc<Room
     {
         Ok(_) => Ok(room),
         Err(Error::Append(AppendError::Duplicate)) => Err(alias_taken()),
+        Err(Error::Matrix {
+            status: http::StatusCode::FORBIDDEN,
+            message,
+            ..
+        }) => Err(Error::new(
+            http::StatusCode::BAD_REQUEST,
+            ErrorKind::InvalidRoomState,
+            message,
+        )),
         Err(error) => Err(error),
     }
 }

@@ -82,6 +82,71 @@ async fn change(
     .await
 }
 
+/// Sets a member event that a client wrote itself; it can do no more than the functions below.
+///
+/// # Errors
+/// Theirs, and `M_BAD_JSON` if the content is none of a member event.
+pub async fn set(
+    app: &App,
+    room: &Arc<Room>,
+    sender: &Sender,
+    user: &str,
+    mut wanted: CanonicalJsonObject,
+) -> Result<Appended> {
+    let user = UserId::parse(user)
+        .map_err(|_| Error::invalid_param("the state key of a member event is a user id"))?;
+    let membership = match wanted.get("membership") {
+        Some(CanonicalJsonValue::String(membership)) => MembershipState::from(membership.as_str()),
+        _ => return Err(Error::bad_json("a member event has a membership")),
+    };
+    // The server that signs the event vouches for these two.
+    wanted.remove("join_authorised_via_users_server");
+    wanted.remove("third_party_invite");
+    match membership {
+        MembershipState::Invite => reachable(app, &user)?,
+        MembershipState::Join if user == sender.id => {
+            let current = members::get(&app.db, room.nid, sender.user).await?;
+            let current = current.map(|member| member.membership);
+            if current != Some(Membership::Join) {
+                let mut full = content(app, &sender.id, membership).await?;
+                full.append(&mut wanted);
+                wanted = full;
+                authorise(app, room, sender, current, &mut wanted).await?;
+            }
+        }
+        _ => {}
+    }
+    change(app, room, sender, &user, wanted, None).await
+}
+
+/// Adds to a join who lets the user in, where that is needed.
+async fn authorise(
+    app: &App,
+    room: &Room,
+    sender: &Sender,
+    membership: Option<Membership>,
+    content: &mut CanonicalJsonObject,
+) -> Result<()> {
+    if !matches!(membership, Some(Membership::Invite | Membership::Ban))
+        && let Some(authoriser) = restricted::authoriser(app, room, sender).await?
+    {
+        content.insert(
+            "join_authorised_via_users_server".to_owned(),
+            CanonicalJsonValue::String(authoriser.to_string()),
+        );
+    }
+    Ok(())
+}
+
+fn reachable(app: &App, user: &UserId) -> Result<()> {
+    if app.is_local(user) {
+        return Ok(());
+    }
+    Err(Error::forbidden(
+        "this server does not reach other servers yet",
+    ))
+}
+
 /// Joins a room. Somebody who has joined already stays as they are.
 ///
 /// # Errors
@@ -100,14 +165,7 @@ pub async fn join(
     }
     let mut content = content(app, &sender.id, MembershipState::Join).await?;
     content.extend(extra);
-    if membership != Some(Membership::Invite)
-        && let Some(authoriser) = restricted::authoriser(app, room, sender).await?
-    {
-        content.insert(
-            "join_authorised_via_users_server".to_owned(),
-            CanonicalJsonValue::String(authoriser.to_string()),
-        );
-    }
+    authorise(app, room, sender, membership, &mut content).await?;
     change(app, room, sender, &sender.id, content, reason).await?;
     Ok(())
 }
@@ -145,7 +203,10 @@ pub async fn leave(
 /// # Errors
 /// `M_UNKNOWN` while the user is in the room or invited.
 pub async fn forget(app: &App, room: &Room, sender: &Sender) -> Result<()> {
-    use crate::{bus::Effect, log::Change};
+    use crate::{
+        bus::Effect,
+        log::{AppendError, Change},
+    };
     let member = members::get(&app.db, room.nid, sender.user).await?;
     match member.map(|member| member.membership) {
         Some(Membership::Leave | Membership::Ban) => {}
@@ -158,8 +219,12 @@ pub async fn forget(app: &App, room: &Room, sender: &Sender) -> Result<()> {
         room: room.nid,
         user: sender.user,
     });
-    app.log.append(change).await?;
-    Ok(())
+    match app.log.append(change).await {
+        // Somebody was quicker and invited the user again.
+        Err(AppendError::Unexpected) => Err(Error::refused("leave the room before you forget it")),
+        Err(error) => Err(error.into()),
+        Ok(_) => Ok(()),
+    }
 }
 
 /// Invites a user.
@@ -173,11 +238,7 @@ pub async fn invite(
     user: &UserId,
     reason: Option<String>,
 ) -> Result<()> {
-    if !app.is_local(user) {
-        return Err(Error::forbidden(
-            "this server does not reach other servers yet",
-        ));
-    }
+    reachable(app, user)?;
     let content = content(app, user, MembershipState::Invite).await?;
     change(app, room, sender, user, content, reason).await?;
     Ok(())

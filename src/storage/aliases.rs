@@ -47,3 +47,12 @@ pub async fn of_room(db: &Db, room: RoomNid) -> Result<Vec<String>> {
         .map(|row| row.get(0))
         .collect()
 }
+
+/// Makes all aliases of a room lead to another one.
+#[must_use]
+pub fn move_all(from: RoomNid, to: RoomNid) -> Write {
+    Write::Run(
+        sql!("UPDATE alias SET room_nid = $2 WHERE room_nid = $1"),
+        args![from, to],
+    )
+}

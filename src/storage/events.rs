@@ -256,23 +256,6 @@ pub async fn by_txn(
         .transpose()
 }
 
-/// What a relation needs to know of the event that it points to: nid, thread and sender, if it is in this room.
-pub async fn target(
-    db: &Db,
-    room: RoomNid,
-    event_id: &str,
-) -> Result<Option<(EventNid, Option<EventNid>)>> {
-    let query = sql!("SELECT nid, thread_nid FROM event WHERE event_id = $1 AND room_nid = $2");
-    let row = db.maybe(query, args![event_id, room]).await?;
-    row.map(|row| {
-        Ok((
-            EventNid(row.get(0)?),
-            row.get::<Option<i64>>(1)?.map(EventNid),
-        ))
-    })
-    .transpose()
-}
-
 /// The ids of events.
 pub async fn ids(db: &Db, nids: &[EventNid]) -> Result<Vec<(EventNid, String)>> {
     let query = sql!("SELECT nid, event_id FROM event WHERE nid ", list(1));

@@ -25,6 +25,7 @@ pub mod rooms;
 pub mod search;
 pub mod sessions;
 pub mod state;
+pub mod summaries;
 pub mod sync;
 pub mod threads;
 pub mod timeline;

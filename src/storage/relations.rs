@@ -23,6 +23,26 @@ pub fn add(parent: EventNid, rel_type: &str, child: EventNid) -> Write {
     Write::Insert(&RELATION, args![parent, rel_type, child])
 }
 
+/// The JSON of the annotations of one type that a user has made of an event, the latest first, at most `limit` of them.
+pub async fn own_annotations(
+    db: &Db,
+    parent: EventNid,
+    user: UserNid,
+    event_type: TypeNid,
+    limit: i64,
+) -> Result<Vec<String>> {
+    let query = sql!(
+        "SELECT j.json FROM relation r JOIN event c ON c.nid = r.child_nid JOIN event_json j ON j.nid = c.nid ",
+        "WHERE r.parent_nid = $1 AND r.rel_type = 'm.annotation' AND c.sender_nid = $2 AND c.type_nid = $3 ",
+        "AND c.redacted_by IS NULL ORDER BY r.child_nid DESC LIMIT $4"
+    );
+    db.rows(query, args![parent, user, event_type, limit])
+        .await?
+        .iter()
+        .map(|row| row.get(0))
+        .collect()
+}
+
 /// Which children of which events are asked for.
 #[derive(Debug)]
 pub struct Wanted<'a> {

@@ -6,10 +6,14 @@
 mod server;
 
 mod account;
+mod aliases;
+mod create_room;
 mod devices;
+mod directory;
 mod discovery;
 mod login;
 mod media;
+mod membership;
 mod messages;
 mod rate_limits;
 mod receipts;
@@ -17,9 +21,12 @@ mod register;
 mod relations;
 mod rooms;
 mod search;
+mod send;
 mod shared_secret;
+mod spaces;
 mod state;
 mod sync;
 mod sync_cost;
 mod thumbnails;
+mod upgrade;
 mod visibility;

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use homing_federation::event::{self, Pdu};
-use ruma::{OwnedEventId, events::StateEventType};
+use ruma::{EventId, OwnedEventId, api::error::ErrorKind, events::StateEventType};
 use serde::Deserialize;
 
 use super::step::Step;
@@ -11,7 +11,7 @@ use crate::{
     bus::Effect,
     error::{Error, Result},
     room::{
-        aggregations::relates_to,
+        aggregations,
         head::{self, StateMap},
         power,
     },
@@ -22,6 +22,9 @@ use crate::{
         threads::{self, ThreadCount},
     },
 };
+
+/// How many of a user's own annotations of an event are looked at to find the same one.
+const MAX_OWN_ANNOTATIONS: i64 = 1_000;
 
 /// An event of the same room that another relates to.
 #[derive(Debug)]
@@ -34,33 +37,80 @@ pub(super) struct Relation {
 
 impl Step<'_> {
     /// What the event relates to, if that is known here.
+    ///
+    /// # Errors
+    /// `M_DUPLICATE_ANNOTATION` if the sender has annotated the event so before, `M_UNKNOWN` for a thread that would
+    /// begin at an event that relates to another itself.
     pub(super) async fn relation(&self, pdu: &Pdu) -> Result<Option<Relation>> {
-        let Some(relates_to) = relates_to(pdu) else {
+        let Some(relates_to) = aggregations::relates_to(pdu) else {
             return Ok(None);
         };
-        let recent = self
-            .room
-            .seen()
-            .events
-            .iter()
-            .find(|event| event.pdu.event_id == relates_to.event_id)
-            .map(|event| (event.nid, event.thread));
-        let found = match recent {
-            Some(found) => Some(found),
-            None => {
-                storage::events::target(&self.app.db, self.room.nid, relates_to.event_id.as_str())
-                    .await?
-            }
+        let Some(parent) = self.known(&relates_to.event_id).await? else {
+            return Ok(None);
         };
-        Ok(found.map(|(parent, thread)| Relation {
+        match relates_to.rel_type.as_str() {
+            "m.annotation" => self.check_annotation(pdu, &parent).await?,
+            "m.thread" if aggregations::relates_to(&parent.pdu).is_some() => {
+                let message = "a thread cannot begin at an event that relates to another";
+                return Err(Error::refused(message));
+            }
+            _ => {}
+        }
+        Ok(Some(Relation {
             thread: if relates_to.rel_type == "m.thread" {
-                Some(thread.unwrap_or(parent))
+                Some(parent.nid)
             } else {
-                thread
+                parent.thread
             },
             rel_type: relates_to.rel_type,
-            parent,
+            parent: parent.nid,
         }))
+    }
+
+    /// An event of the room, if it is here.
+    async fn known(&self, id: &EventId) -> Result<Option<Arc<Event>>> {
+        let recent = {
+            let seen = self.room.seen();
+            let mut recent = seen.events.iter().rev();
+            recent.find(|event| event.pdu.event_id == id).cloned()
+        };
+        if recent.is_some() {
+            return Ok(recent);
+        }
+        let room = self.room;
+        let found = storage::events::by_id(&self.app.db, room.rules, room.nid, id.as_str()).await?;
+        Ok(found.map(Arc::new))
+    }
+
+    async fn check_annotation(&self, pdu: &Pdu, parent: &Event) -> Result<()> {
+        let (Some(wanted), Some(kind)) = (
+            annotation_key(&pdu.json),
+            self.app
+                .names
+                .find_type(&self.app.db, &pdu.event_type)
+                .await?,
+        ) else {
+            return Ok(());
+        };
+        let before = relations::own_annotations(
+            &self.app.db,
+            parent.nid,
+            self.sender.user,
+            kind,
+            MAX_OWN_ANNOTATIONS,
+        );
+        if before
+            .await?
+            .iter()
+            .any(|json| annotation_key(json).as_ref() == Some(&wanted))
+        {
+            return Err(Error::new(
+                http::StatusCode::BAD_REQUEST,
+                ErrorKind::DuplicateAnnotation,
+                "you have annotated the event so already",
+            ));
+        }
+        Ok(())
     }
 
     /// Counts the event for its thread or for the room.
@@ -80,10 +130,12 @@ impl Step<'_> {
         if let Some(write) = search::add(event) {
             self.change.write(write);
         }
-        let notifies = matches!(
-            &*event.pdu.event_type,
-            "m.room.message" | "m.room.encrypted"
-        );
+        let is_edit = relation.is_some_and(|relation| relation.rel_type == "m.replace");
+        let notifies = !is_edit
+            && matches!(
+                &*event.pdu.event_type,
+                "m.room.message" | "m.room.encrypted"
+            );
         match event.thread {
             Some(root) => {
                 let mut count = self.thread(root).await?;
@@ -168,6 +220,25 @@ impl Step<'_> {
         });
         Ok(())
     }
+}
+
+/// The key of an annotation.
+fn annotation_key(json: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Event {
+        content: Content,
+    }
+    #[derive(Deserialize)]
+    struct Content {
+        #[serde(rename = "m.relates_to")]
+        relates_to: Annotation,
+    }
+    #[derive(Deserialize)]
+    struct Annotation {
+        key: String,
+    }
+    let event: Event = serde_json::from_str(json).ok()?;
+    Some(event.content.relates_to.key)
 }
 
 /// The nids of the events that an event names as those that allow it.

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use homing_federation::draft::MAX_FIELD_BYTES;
 use ruma::{OwnedUserId, UserId};
 
 use super::NewEvent;
@@ -26,6 +27,7 @@ impl Names {
         let mut keys = Vec::new();
         let mut members = Vec::new();
         for event in events {
+            check(event)?;
             if !types.contains_key(&event.event_type) {
                 let nid = app
                     .names
@@ -66,6 +68,24 @@ impl Names {
     pub(super) fn member(&self, id: &UserId) -> Result<UserNid> {
         self.members.get(id).copied().ok_or_else(unnamed)
     }
+}
+
+/// Refuses names that no event can have, before they are written.
+fn check(event: &NewEvent) -> Result<()> {
+    for name in [Some(&event.event_type), event.state_key.as_ref()]
+        .into_iter()
+        .flatten()
+    {
+        if name.len() > MAX_FIELD_BYTES {
+            return Err(Error::too_large(format!(
+                "an event's type and state key have at most {MAX_FIELD_BYTES} bytes"
+            )));
+        }
+        if name.contains('\0') {
+            return Err(Error::bad_json("a type or state key has a NUL in it"));
+        }
+    }
+    Ok(())
 }
 
 fn unnamed() -> Error {

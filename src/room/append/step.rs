@@ -69,6 +69,15 @@ struct MemberContent {
     avatar_url: Option<String>,
 }
 
+/// PostgreSQL has no NUL in a text.
+fn storable(text: String) -> String {
+    if text.contains('\0') {
+        text.replace('\0', "")
+    } else {
+        text
+    }
+}
+
 impl<'a> Step<'a> {
     pub(super) fn new(
         app: &'a App,
@@ -283,8 +292,8 @@ impl<'a> Step<'a> {
             sender: event.sender,
             pos: 0,
             is_local: self.app.is_local(&user_id),
-            display_name: content.displayname,
-            avatar_url: content.avatar_url,
+            display_name: content.displayname.map(storable),
+            avatar_url: content.avatar_url.map(storable),
             forgotten: false,
         };
         let delta =

@@ -1,0 +1,302 @@
+use serde_json::{Value, json};
+
+use crate::server::{Answer, TestServer, User};
+
+async fn put_state(user: &User<'_>, room: &str, kind: &str, key: &str, content: Value) -> Answer {
+    user.put(&format!("/rooms/{room}/state/{kind}/{key}"), content)
+        .await
+}
+
+/// Sends an event under a transaction id of its own.
+async fn send(user: &User<'_>, room: &str, kind: &str, content: Value) -> Answer {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let txn = COUNT.fetch_add(1, Ordering::Relaxed);
+    user.put(&format!("/rooms/{room}/send/{kind}/send{txn}"), content)
+        .await
+}
+
+#[tokio::test]
+async fn state_is_sent_once() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let room = alice.create_room(json!({})).await;
+    let first = put_state(&alice, &room, "m.room.name", "", json!({ "name": "A" }))
+        .await
+        .ok();
+    let same = put_state(&alice, &room, "m.room.name", "", json!({ "name": "A" }))
+        .await
+        .ok();
+    assert_eq!(first, same);
+    let other = put_state(&alice, &room, "m.room.name", "", json!({ "name": "B" }))
+        .await
+        .ok();
+    assert_ne!(first, other);
+}
+
+#[tokio::test]
+async fn the_rules_of_the_room_decide_what_may_be_sent() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    put_state(&bob, &room, "m.room.name", "", json!({}))
+        .await
+        .fails(403, "M_FORBIDDEN");
+    bob.post(&format!("/join/{room}"), json!({})).await.ok();
+    put_state(&bob, &room, "m.room.name", "", json!({}))
+        .await
+        .fails(403, "M_FORBIDDEN");
+    for (kind, key, content) in [
+        ("m.room.create", "", json!({})),
+        ("m.room.create", "x", json!({})),
+        ("m.room.member", &*bob.id, json!({ "membership": "join" })),
+        (
+            "m.room.member",
+            &alice.id,
+            json!({ "membership": "nonsense" }),
+        ),
+        ("m.room.member", &alice.id, json!({ "membership": "knock" })),
+        ("org.example", &bob.id, json!({})),
+        ("org.example", "@nonsense", json!({})),
+        (
+            "m.room.power_levels",
+            "",
+            json!({ "users": { alice.id.clone(): 100 } }),
+        ),
+    ] {
+        let answer = put_state(&alice, &room, kind, key, content.clone()).await;
+        assert_eq!(answer.status, 403, "{kind} {key} {content}");
+    }
+    put_state(&alice, &room, "org.example", &alice.id, json!({}))
+        .await
+        .ok();
+    put_state(
+        &alice,
+        &room,
+        "m.room.member",
+        &alice.id,
+        json!({ "membership": "join", "displayname": "A" }),
+    )
+    .await
+    .ok();
+    for (kind, content) in [
+        ("m.room.create", json!({})),
+        ("m.room.member", json!({ "membership": "join" })),
+    ] {
+        send(&alice, &room, kind, content)
+            .await
+            .fails(403, "M_FORBIDDEN");
+    }
+    // Levels that are no integers.
+    for levels in [
+        json!({ "ban": "50" }),
+        json!({ "users": { bob.id.clone(): "50" } }),
+        json!({ "events": { "a": null } }),
+        json!({ "users": [] }),
+        json!({ "users": { "bob": 1 } }),
+    ] {
+        let answer = put_state(&alice, &room, "m.room.power_levels", "", levels).await;
+        answer.fails(403, "M_FORBIDDEN");
+    }
+}
+
+#[tokio::test]
+async fn bad_events_are_refused() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let room = alice.create_room(json!({})).await;
+    let big = json!({ "body": "a".repeat(65_536) });
+    send(&alice, &room, "m.room.message", big.clone())
+        .await
+        .fails(413, "M_TOO_LARGE");
+    put_state(&alice, &room, "m.room.topic", "", big)
+        .await
+        .fails(413, "M_TOO_LARGE");
+    let long = "a".repeat(256);
+    send(&alice, &room, &long, json!({}))
+        .await
+        .fails(413, "M_TOO_LARGE");
+    put_state(&alice, &room, &long, "", json!({}))
+        .await
+        .fails(413, "M_TOO_LARGE");
+    put_state(&alice, &room, "org.example", &long, json!({}))
+        .await
+        .fails(413, "M_TOO_LARGE");
+    for content in [
+        json!([]),
+        json!("text"),
+        json!({ "n": 1.5 }),
+        json!({ "n": 9_007_199_254_740_992_i64 }),
+    ] {
+        send(&alice, &room, "m.room.message", content.clone())
+            .await
+            .fails(400, "M_BAD_JSON");
+        put_state(&alice, &room, "m.room.topic", "", content)
+            .await
+            .fails(400, "M_BAD_JSON");
+    }
+    send(&alice, &room, "a%00b", json!({}))
+        .await
+        .fails(400, "M_INVALID_PARAM");
+    put_state(&alice, &room, "org.example", "a%00b", json!({}))
+        .await
+        .fails(400, "M_INVALID_PARAM");
+    put_state(
+        &alice,
+        &room,
+        "m.room.member",
+        "alice",
+        json!({ "membership": "join" }),
+    )
+    .await
+    .fails(400, "M_INVALID_PARAM");
+    for content in [json!({}), json!({ "membership": 1 })] {
+        put_state(&alice, &room, "m.room.member", &alice.id, content)
+            .await
+            .fails(400, "M_BAD_JSON");
+    }
+    let path = format!("/rooms/{room}/send/m.room.message");
+    for txn in ["a".repeat(256), "a%00b".to_owned()] {
+        alice
+            .put(&format!("{path}/{txn}"), json!({}))
+            .await
+            .fails(400, "M_INVALID_PARAM");
+    }
+    // What is odd but allowed must not confuse anybody.
+    let name = json!({ "membership": "join", "displayname": "a\u{0}b", "avatar_url": 1 });
+    put_state(&alice, &room, "m.room.member", &alice.id, name)
+        .await
+        .fails(400, "M_BAD_JSON");
+    let name = json!({ "membership": "join", "displayname": "a\u{0}b" });
+    put_state(&alice, &room, "m.room.member", &alice.id, name)
+        .await
+        .ok();
+    let relation = json!({ "m.relates_to": { "rel_type": "a\u{0}b", "event_id": "$x" } });
+    send(&alice, &room, "m.room.message", relation).await.ok();
+    send(
+        &alice,
+        &room,
+        "m.room.message",
+        json!({ "m.relates_to": [] }),
+    )
+    .await
+    .ok();
+    put_state(&alice, &room, "m.room.redaction", "", json!({}))
+        .await
+        .ok();
+    put_state(
+        &alice,
+        &room,
+        "m.room.join_rules",
+        "",
+        json!({ "join_rule": 1 }),
+    )
+    .await;
+    put_state(
+        &alice,
+        &room,
+        "m.room.history_visibility",
+        "",
+        json!({ "history_visibility": 1 }),
+    )
+    .await
+    .ok();
+    alice.say(&room, "still works").await;
+}
+
+#[tokio::test]
+async fn the_same_annotation_counts_once() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    bob.post(&format!("/join/{room}"), json!({})).await.ok();
+    let message = alice.say(&room, "hello").await;
+    let annotation = |key: &str| json!({ "m.relates_to": { "rel_type": "m.annotation", "event_id": message, "key": key } });
+    let first = send(&bob, &room, "m.reaction", annotation("yes"))
+        .await
+        .ok();
+    send(&bob, &room, "m.reaction", annotation("yes"))
+        .await
+        .fails(400, "M_DUPLICATE_ANNOTATION");
+    send(&bob, &room, "m.reaction", annotation("no")).await.ok();
+    send(&alice, &room, "m.reaction", annotation("yes"))
+        .await
+        .ok();
+    let id = first["event_id"].as_str().unwrap();
+    bob.put(&format!("/rooms/{room}/redact/{id}/1"), json!({}))
+        .await
+        .ok();
+    send(&bob, &room, "m.reaction", annotation("yes"))
+        .await
+        .ok();
+}
+
+#[tokio::test]
+async fn threads_do_not_begin_in_relations() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let room = alice.create_room(json!({})).await;
+    let root = alice.say(&room, "root").await;
+    let in_thread = |root: &str| json!({ "msgtype": "m.text", "body": "reply", "m.relates_to": { "rel_type": "m.thread", "event_id": root } });
+    let reply = send(&alice, &room, "m.room.message", in_thread(&root))
+        .await
+        .ok();
+    send(&alice, &room, "m.room.message", in_thread(&root))
+        .await
+        .ok();
+    let reply = reply["event_id"].as_str().unwrap();
+    send(&alice, &room, "m.room.message", in_thread(reply))
+        .await
+        .fails(400, "M_UNKNOWN");
+    send(&alice, &room, "m.room.message", in_thread("$unknown"))
+        .await
+        .ok();
+    // The same when the event is not in memory any more.
+    for _ in 0..40 {
+        alice.say(&room, "filler").await;
+    }
+    send(&alice, &room, "m.room.message", in_thread(reply))
+        .await
+        .fails(400, "M_UNKNOWN");
+    send(&alice, &room, "m.room.message", in_thread(&root))
+        .await
+        .ok();
+}
+
+#[tokio::test]
+async fn redactions_need_power_or_ones_own_event() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    for version in ["10", "12"] {
+        let room = alice
+            .create_room(json!({ "preset": "public_chat", "room_version": version }))
+            .await;
+        bob.post(&format!("/join/{room}"), json!({})).await.ok();
+        let (hers, his) = (alice.say(&room, "hers").await, bob.say(&room, "his").await);
+        let redact = |id: &str| format!("/rooms/{room}/redact/{id}/{version}{id}");
+        bob.put(&redact(&hers), json!({}))
+            .await
+            .fails(403, "M_FORBIDDEN");
+        bob.put(&redact(&his), json!({ "reason": "typo" }))
+            .await
+            .ok();
+        let his = bob.say(&room, "his").await;
+        alice.put(&redact(&his), json!({})).await.ok();
+        let redaction = json!({ "redacts": hers });
+        send(&bob, &room, "m.room.redaction", redaction.clone())
+            .await
+            .fails(403, "M_FORBIDDEN");
+        send(&alice, &room, "m.room.redaction", redaction)
+            .await
+            .ok();
+        send(&alice, &room, "m.room.redaction", json!({}))
+            .await
+            .fails(400, "M_MISSING_PARAM");
+        send(&alice, &room, "m.room.redaction", json!({ "redacts": 1 }))
+            .await
+            .fails(400, "M_BAD_JSON");
+        send(&alice, &room, "m.room.redaction", json!({ "redacts": "x" }))
+            .await
+            .fails(400, "M_INVALID_PARAM");
+    }
+}
