@@ -86,6 +86,7 @@ impl Routes {
     }
 
     /// Answers ruma's endpoint `R`, under each of its paths, with `handler`.
+    #[expect(clippy::should_implement_trait, reason = "nobody adds routes with `+`")]
     #[must_use]
     pub fn add<R, F, A>(self, handler: F) -> Self
     where
@@ -156,6 +157,7 @@ impl Routes {
     }
 
     /// Answers ruma's endpoint `R`, under each of its paths, with an axum handler: for bodies that are not JSON.
+    #[expect(clippy::needless_pass_by_value, reason = "made for the call")]
     #[must_use]
     pub fn raw<R: Metadata>(self, handler: MethodRouter<Arc<App>>) -> Self {
         self.known::<R>(None, &handler)
@@ -399,6 +401,7 @@ impl IntoResponse for Error {
 }
 
 /// What a client is told if a handler panics. To be used with tower's `CatchPanicLayer`.
+#[expect(clippy::needless_pass_by_value, reason = "tower gives it away")]
 #[must_use]
 pub fn panicked(panic: Box<dyn Any + Send>) -> Response {
     let cause = panic

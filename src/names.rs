@@ -29,7 +29,7 @@ pub struct Names {
     user_ids: Cache<UserNid, OwnedUserId>,
     types: Cache<Arc<str>, TypeNid>,
     keys: Cache<Key, KeyNid>,
-    key_names: Cache<KeyNid, Key>,
+    by_key: Cache<KeyNid, Key>,
     event_ids: Cache<EventNid, Arc<str>>,
 }
 
@@ -40,12 +40,16 @@ impl Default for Names {
             user_ids: Cache::new(CACHED_USERS),
             types: Cache::new(CACHED_TYPES),
             keys: Cache::new(CACHED_KEYS),
-            key_names: Cache::new(CACHED_KEYS),
+            by_key: Cache::new(CACHED_KEYS),
             event_ids: Cache::new(CACHED_EVENTS),
         }
     }
 }
 
+#[expect(
+    clippy::missing_errors_doc,
+    reason = "each of these fails if the database does, and only then"
+)]
 impl Names {
     /// The nid of a user, if the user was ever seen here.
     pub async fn find_user(&self, db: &Db, id: &UserId) -> Result<Option<UserNid>> {
@@ -66,7 +70,9 @@ impl Names {
         let mut missing = Vec::new();
         for id in ids {
             match self.users.get(id) {
-                Some(nid) => drop(found.insert(id.to_owned(), nid)),
+                Some(nid) => {
+                    found.insert(id.to_owned(), nid);
+                }
                 None => missing.push(id.to_string()),
             }
         }
@@ -122,7 +128,9 @@ impl Names {
         let mut missing = Vec::new();
         for nid in nids {
             match self.user_ids.get(nid) {
-                Some(id) => drop(found.insert(*nid, id)),
+                Some(id) => {
+                    found.insert(*nid, id);
+                }
                 None => missing.push(*nid),
             }
         }
@@ -180,7 +188,9 @@ impl Names {
         let (mut types, mut state_keys) = (Vec::new(), Vec::new());
         for key in keys {
             match self.keys.get(key) {
-                Some(nid) => drop(found.insert(key.clone(), nid)),
+                Some(nid) => {
+                    found.insert(key.clone(), nid);
+                }
                 None => {
                     types.push(key.0.to_string());
                     state_keys.push(key.1.to_string());
@@ -224,8 +234,10 @@ impl Names {
         let mut found = HashMap::new();
         let mut missing = Vec::new();
         for nid in nids {
-            match self.key_names.get(nid) {
-                Some(key) => drop(found.insert(*nid, key)),
+            match self.by_key.get(nid) {
+                Some(key) => {
+                    found.insert(*nid, key);
+                }
                 None => missing.push(*nid),
             }
         }
@@ -249,7 +261,9 @@ impl Names {
         let mut missing = Vec::new();
         for nid in nids {
             match self.event_ids.get(nid) {
-                Some(id) => drop(found.insert(*nid, id)),
+                Some(id) => {
+                    found.insert(*nid, id);
+                }
                 None => missing.push(*nid),
             }
         }
@@ -265,6 +279,6 @@ impl Names {
 
     fn keep_key(&self, key: &Key, nid: KeyNid) {
         self.keys.insert(key.clone(), nid);
-        self.key_names.insert(nid, key.clone());
+        self.by_key.insert(nid, key.clone());
     }
 }

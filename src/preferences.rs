@@ -86,7 +86,7 @@ pub struct PushRules {
 #[derive(Debug, Deserialize)]
 struct IgnoredUsers {
     #[serde(default)]
-    ignored_users: HashMap<String, serde::de::IgnoredAny>,
+    ignored_users: HashMap<String, serde_json::Value>,
 }
 
 /// The users whom the content of an `m.ignored_user_list` names. What cannot be read names nobody.

@@ -300,7 +300,9 @@ impl Rooms {
         let mut missing = Vec::new();
         for nid in nids {
             match by_nid.get(nid).and_then(Weak::upgrade) {
-                Some(room) => drop(found.insert(*nid, room)),
+                Some(room) => {
+                    found.insert(*nid, room);
+                }
                 None => missing.push(*nid),
             }
         }
@@ -342,14 +344,14 @@ impl Rooms {
     /// Makes a room known.
     pub(crate) fn keep(&self, room: &Arc<Room>) {
         let mut by_id = lock(&self.by_id);
-        let mut by_nid = lock(&self.by_nid);
+        let mut nids = lock(&self.by_nid);
         if by_id.len() >= 2 * IDLE_ROOMS && by_id.len().is_power_of_two() {
             by_id.retain(|_, room| room.strong_count() > 0);
-            by_nid.retain(|_, room| room.strong_count() > 0);
+            nids.retain(|_, room| room.strong_count() > 0);
         }
         by_id.insert(room.id.clone(), Arc::downgrade(room));
-        by_nid.insert(room.nid, Arc::downgrade(room));
-        drop((by_id, by_nid));
+        nids.insert(room.nid, Arc::downgrade(room));
+        drop((by_id, nids));
         self.used.insert(room.nid, Arc::clone(room));
     }
 }

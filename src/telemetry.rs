@@ -202,6 +202,19 @@ impl Drop for Counted<'_> {
     }
 }
 
+/// The requests that the server failed at (status 5xx): method, path, status. 504 does not count: it tells that what the
+/// request waited for did not come, as a media that nobody uploads.
+#[must_use]
+pub fn failures(metrics: &Metrics) -> Vec<String> {
+    let text = metrics.encode().unwrap_or_default();
+    let failed = |line: &&str| {
+        line.starts_with("homing_requests_total")
+            && line.contains("status=\"5")
+            && !line.contains("status=\"504\"")
+    };
+    text.lines().filter(failed).map(str::to_owned).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -251,17 +264,4 @@ mod tests {
         }
         assert!(metrics.encode().unwrap().contains("homing_sync_waiters 0"));
     }
-}
-
-/// The requests that the server failed at (status 5xx): method, path, status. 504 does not count: it tells that what the
-/// request waited for did not come, as a media that nobody uploads.
-#[must_use]
-pub fn failures(metrics: &Metrics) -> Vec<String> {
-    let text = metrics.encode().unwrap_or_default();
-    let failed = |line: &&str| {
-        line.starts_with("homing_requests_total")
-            && line.contains("status=\"5")
-            && !line.contains("status=\"504\"")
-    };
-    text.lines().filter(failed).map(str::to_owned).collect()
 }

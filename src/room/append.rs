@@ -46,6 +46,10 @@ pub struct NewEvent {
 impl NewEvent {
     /// A state event.
     #[must_use]
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "callers have a type of ruma's or a text"
+    )]
     pub fn state(
         event_type: impl ToString,
         state_key: impl Into<String>,
@@ -62,6 +66,10 @@ impl NewEvent {
 
     /// An event that is not state.
     #[must_use]
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "callers have a type of ruma's or a text"
+    )]
     pub fn message(event_type: impl ToString, content: CanonicalJsonObject) -> Self {
         Self {
             event_type: event_type.to_string(),

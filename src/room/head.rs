@@ -61,7 +61,9 @@ pub async fn current_state(app: &App, room: &Room, keys: &[Key]) -> Result<State
         let seen = room.seen();
         for key in keys {
             match seen.state.get(key) {
-                Some(event) => drop(found.insert(key.clone(), event.clone())),
+                Some(event) => {
+                    found.insert(key.clone(), event.clone());
+                }
                 None => missing.push(key.clone()),
             }
         }

@@ -43,6 +43,7 @@ pub async fn content(
 
 /// The content of a member event that says nothing but the membership.
 #[must_use]
+#[expect(clippy::needless_pass_by_value, reason = "an enum of small names")]
 pub fn bare_content(membership: MembershipState) -> CanonicalJsonObject {
     CanonicalJsonObject::from([(
         "membership".to_owned(),

@@ -23,7 +23,7 @@ pub fn from_events(
     let rules = &room.rules.authorization;
     let creators: Vec<OwnedUserId> = create
         .and_then(|pdu| RoomCreateEvent::new(pdu).creators(rules).ok())
-        .map(|creators| creators.into_iter().map(Into::into).collect())
+        .map(|creators| creators.into_iter().collect())
         .unwrap_or_default();
     let content = power_levels.and_then(|pdu| pdu.content_as::<RoomPowerLevelsEventContent>().ok());
     RoomPowerLevels::new(RoomPowerLevelsSource::from(content), rules, creators)

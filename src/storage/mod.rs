@@ -1,4 +1,7 @@
 //! All the SQL, one file for each group of tables. See `ARCHITECTURE.md`, "Storage".
+//! Every function that asks the database fails with the driver's [`Error`] and with nothing else.
+
+#![expect(clippy::missing_errors_doc, reason = "said once, above")]
 
 mod db;
 mod nid;

@@ -59,13 +59,17 @@ pub fn pack(numbers: impl IntoIterator<Item = i64>) -> Vec<u8> {
         let difference = number.wrapping_sub(before);
         let mut rest = ((difference << 1) ^ (difference >> 63)).cast_unsigned();
         while rest >= 0x80 {
-            bytes.push((rest & 0x7f) as u8 | 0x80);
+            bytes.push(low_bits(rest) | 0x80);
             rest >>= 7;
         }
-        bytes.push(rest as u8);
+        bytes.push(low_bits(rest));
         before = number;
     }
     bytes
+}
+
+fn low_bits(number: u64) -> u8 {
+    number.to_le_bytes()[0] & 0x7f
 }
 
 /// The reverse of [`pack`].

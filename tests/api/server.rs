@@ -24,7 +24,7 @@ pub struct TestServer {
     pub http: reqwest::Client,
     /// The registration token of the first account, if there was none at the start.
     pub first_token: Option<String>,
-    _directory: Arc<TempDir>,
+    directory: Arc<TempDir>,
 }
 
 /// An answer: its status and its JSON.
@@ -58,8 +58,10 @@ impl Answer {
 
 /// Settings that suit tests: open registration, no rate limits, any free port.
 pub async fn test_config(directory: &TempDir) -> Config {
-    let mut config = Config::default();
-    config.data_dir = directory.path().to_owned();
+    let mut config = Config {
+        data_dir: directory.path().to_owned(),
+        ..Config::default()
+    };
     config.listeners = vec![Listener {
         bind: ([127, 0, 0, 1], 0).into(),
         ..Listener::default()
@@ -118,13 +120,13 @@ impl TestServer {
             address,
             http: reqwest::Client::new(),
             first_token,
-            _directory: directory,
+            directory,
         }
     }
 
     /// Ends the server and starts it again on the same data. What is kept in memory only is lost.
     pub async fn restart(self) -> Self {
-        let (config, directory) = (self.app.config.clone(), Arc::clone(&self._directory));
+        let (config, directory) = (self.app.config.clone(), Arc::clone(&self.directory));
         self.app.shutdown.cancel();
         drop(self);
         loop {

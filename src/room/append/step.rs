@@ -238,7 +238,9 @@ impl<'a> Step<'a> {
                 .find(|(known, _)| known == key)
                 .map(|(_, event)| event);
             match ours.or_else(|| self.head.pending.get(key).map(|(event, _)| event)) {
-                Some(event) => drop(found.insert(key.clone(), Some(Arc::clone(event)))),
+                Some(event) => {
+                    found.insert(key.clone(), Some(Arc::clone(event)));
+                }
                 None => committed.push(key.clone()),
             }
         }

@@ -34,11 +34,10 @@ pub(super) async fn authoriser(
         return Ok(None);
     }
     let rule = head::state_content(app, room, &StateEventType::RoomJoinRules, "").await?;
-    let restricted = match rule.map(|content: RoomJoinRulesEventContent| content.join_rule) {
-        Some(JoinRule::Restricted(restricted) | JoinRule::KnockRestricted(restricted)) => {
-            restricted
-        }
-        _ => return Ok(None),
+    let rule = rule.map(|content: RoomJoinRulesEventContent| content.join_rule);
+    let Some(JoinRule::Restricted(restricted) | JoinRule::KnockRestricted(restricted)) = rule
+    else {
+        return Ok(None);
     };
     let mut opened = false;
     for rule in &restricted.allow {
