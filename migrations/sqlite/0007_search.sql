@@ -1,3 +1,4 @@
+-- differs on PostgreSQL: each has a full-text search of its own.
 -- What can be searched. rowid: the event; room and key: one word each that says where the words are from.
 
 CREATE VIRTUAL TABLE event_search USING fts5 (

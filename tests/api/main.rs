@@ -3,6 +3,12 @@
 //! Each test starts a server of its own with a database of its own: SQLite, or PostgreSQL where `TEST_POSTGRES` names a
 //! server (`postgres://user@host:port/database`).
 
+#![expect(
+    clippy::format_collect,
+    clippy::format_push_string,
+    reason = "short texts, made seldom"
+)]
+
 mod server;
 
 mod account;
