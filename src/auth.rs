@@ -15,7 +15,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::{StatusCode, request::Parts};
 use quick_cache::sync::Cache;
 use ruma::{
-    OwnedDeviceId, OwnedUserId,
+    OwnedDeviceId, OwnedUserId, UserId,
     api::{
         auth_scheme::{
             AccessToken, AccessTokenOptional, AppserviceToken, AppserviceTokenOptional, AuthScheme,
@@ -57,6 +57,20 @@ pub struct Requester {
     pub token: TokenHash,
     /// When that token ends, in milliseconds since 1970.
     expires: Option<i64>,
+}
+
+impl Requester {
+    /// Makes sure that a path which names a user names the requester.
+    ///
+    /// # Errors
+    /// `M_FORBIDDEN` if it names somebody else.
+    pub fn must_be(&self, user: &UserId) -> Result<()> {
+        if self.user_id == user {
+            Ok(())
+        } else {
+            Err(Error::forbidden("this belongs to somebody else"))
+        }
+    }
 }
 
 /// The SHA-256 of an access token: all that is kept of it.

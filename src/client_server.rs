@@ -1,19 +1,26 @@
 //! The Client-Server API: one file for each of its sections, with the handlers and the routes to them.
 
 mod account;
+mod account_data;
 mod aliases;
 mod content_repo;
 mod create_room;
 mod devices;
 mod discovery;
+mod filters;
 mod membership;
 mod messages;
+mod notifications;
 mod openid;
+mod presence;
+mod profile;
 mod public_rooms;
+mod push_rules;
 mod read_marker;
 mod receipts;
 mod register;
 mod relations;
+mod reporting;
 mod room_summaries;
 mod room_upgrades;
 mod search;
@@ -22,7 +29,11 @@ mod session;
 mod spaces;
 mod state;
 mod sync;
+mod tags;
+mod third_party;
 mod third_party_identifiers;
+mod typing;
+mod user_directory;
 
 use crate::http::Routes;
 
@@ -31,19 +42,26 @@ use crate::http::Routes;
 pub fn routes() -> Routes {
     Routes::new()
         .merge(account::routes())
+        .merge(account_data::routes())
         .merge(aliases::routes())
         .merge(content_repo::routes())
         .merge(create_room::routes())
         .merge(devices::routes())
         .merge(discovery::routes())
+        .merge(filters::routes())
         .merge(membership::routes())
         .merge(messages::routes())
+        .merge(notifications::routes())
         .merge(openid::routes())
+        .merge(presence::routes())
+        .merge(profile::routes())
         .merge(public_rooms::routes())
+        .merge(push_rules::routes())
         .merge(read_marker::routes())
         .merge(receipts::routes())
         .merge(register::routes())
         .merge(relations::routes())
+        .merge(reporting::routes())
         .merge(room_summaries::routes())
         .merge(room_upgrades::routes())
         .merge(search::routes())
@@ -52,5 +70,9 @@ pub fn routes() -> Routes {
         .merge(spaces::routes())
         .merge(state::routes())
         .merge(sync::routes())
+        .merge(tags::routes())
+        .merge(third_party::routes())
         .merge(third_party_identifiers::routes())
+        .merge(typing::routes())
+        .merge(user_directory::routes())
 }

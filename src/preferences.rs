@@ -9,7 +9,11 @@ use std::{
 };
 
 use quick_cache::sync::Cache;
-use ruma::{OwnedUserId, UserId, push::Ruleset};
+use ruma::{
+    OwnedUserId, UserId,
+    push::{PredefinedOverrideRuleId, Ruleset},
+    user_id,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -25,6 +29,8 @@ pub const IGNORED_USERS: &str = "m.ignored_user_list";
 
 /// How many users' preferences stay in memory.
 const CACHED_USERS: usize = 50_000;
+/// How many users can edit at once.
+const EDITS: u64 = 64;
 
 /// What one user has set.
 #[derive(Debug, Default)]
@@ -38,16 +44,30 @@ pub struct Preferences {
 /// The preferences in memory.
 #[derive(Debug)]
 pub struct KnownPreferences {
+    /// The default rules without those that name their user.
+    pub common: Ruleset,
     users: Cache<UserNid, Arc<Preferences>>,
     /// What most users have.
     usual: Arc<Preferences>,
     /// Counts changes, so that a slow reader does not put old preferences into `users`.
     changes: Mutex<u64>,
+    /// Held by who reads what a user has set, changes it and writes it back.
+    edits: Vec<tokio::sync::Mutex<()>>,
 }
 
 impl Default for KnownPreferences {
     fn default() -> Self {
+        let mut common = Ruleset::server_default(user_id!("@user:server"));
+        let names_user = [
+            PredefinedOverrideRuleId::InviteForMe,
+            PredefinedOverrideRuleId::IsUserMention,
+        ];
+        common
+            .override_
+            .retain(|rule| names_user.iter().all(|id| rule.rule_id != id.as_str()));
         Self {
+            common,
+            edits: (0..EDITS).map(|_| tokio::sync::Mutex::default()).collect(),
             users: Cache::new(CACHED_USERS),
             usual: Arc::default(),
             changes: Mutex::default(),
@@ -61,6 +81,13 @@ impl KnownPreferences {
         let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
         *changes += 1;
         self.users.remove(&user);
+    }
+
+    /// Waits until nobody else edits what this user has set.
+    pub async fn edit(&self, user: UserNid) -> tokio::sync::MutexGuard<'_, ()> {
+        let index = user.0.unsigned_abs() % EDITS;
+        let index = usize::try_from(index).unwrap_or(0);
+        self.edits[index].lock().await
     }
 
     fn changes(&self) -> u64 {
@@ -86,7 +113,7 @@ pub struct PushRules {
 #[derive(Debug, Deserialize)]
 struct IgnoredUsers {
     #[serde(default)]
-    ignored_users: HashMap<String, serde_json::Value>,
+    ignored_users: serde_json::Map<String, serde_json::Value>,
 }
 
 /// The users whom the content of an `m.ignored_user_list` names. What cannot be read names nobody.
@@ -95,8 +122,8 @@ pub fn ignored_users(json: &str) -> Vec<OwnedUserId> {
     serde_json::from_str::<IgnoredUsers>(json)
         .map(|content| content.ignored_users)
         .unwrap_or_default()
-        .into_keys()
-        .filter_map(|id| OwnedUserId::try_from(id).ok())
+        .into_iter()
+        .filter_map(|(id, _)| OwnedUserId::try_from(id).ok())
         .collect()
 }
 
@@ -180,6 +207,15 @@ pub async fn push_rules(app: &App, user: UserNid, user_id: &UserId) -> Result<Ar
         .rules
         .clone()
         .unwrap_or_else(|| Arc::new(Ruleset::server_default(user_id))))
+}
+
+/// The content of a user's `m.push_rules`, which the server keeps for them.
+///
+/// # Errors
+/// If the database fails.
+pub async fn push_rules_content(app: &App, user: UserNid, user_id: &UserId) -> Result<String> {
+    let global = Ruleset::clone(&*push_rules(app, user, user_id).await?);
+    serde_json::to_string(&PushRules { global }).map_err(Error::internal)
 }
 
 /// Whom a user ignores.

@@ -78,7 +78,8 @@ pub async fn syncing(
         user,
         device,
     };
-    tell_later(app, changes);
+    // Told before the sync looks at what is new, so that it is not woken by what it has changed itself.
+    tell(app, changes).await?;
     Ok(Some(guard))
 }
 

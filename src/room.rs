@@ -10,6 +10,8 @@ pub mod head;
 pub mod hierarchy;
 pub mod membership;
 pub mod power;
+pub mod profile;
+pub mod push;
 pub mod read;
 pub mod receipts;
 pub mod summary;

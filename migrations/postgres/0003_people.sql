@@ -34,8 +34,7 @@ CREATE TABLE report (
     room_nid BIGINT,
     event_nid BIGINT,
     user_nid BIGINT,
-    reason TEXT NOT NULL,
-    score BIGINT
+    reason TEXT NOT NULL
 );
 
 CREATE INDEX report_reporter ON report (reporter_nid, ts);

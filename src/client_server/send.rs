@@ -15,6 +15,7 @@ use crate::{
     error::{Error, Result},
     http::{Call, Routes},
     log::AppendError,
+    presence,
     rate_limit::{self, Class},
     room::{
         self,
@@ -23,6 +24,7 @@ use crate::{
     },
     rooms::Room,
     storage::{self, aliases},
+    typing,
 };
 
 /// The longest transaction id, in bytes.
@@ -82,7 +84,7 @@ async fn redact_event(
 
 /// Sends an event, unless the same device has sent it under the same transaction id already: then that one counts.
 async fn send_once(
-    app: &App,
+    app: &Arc<App>,
     room_id: &RoomId,
     requester: &Requester,
     txn_id: &str,
@@ -115,6 +117,8 @@ async fn send_once(
         Err(error) => return Err(error),
     };
     app.txns.insert(txn, event_id.clone());
+    presence::active(app, requester.user);
+    typing::stop(app, &room, requester.user);
     Ok(event_id)
 }
 

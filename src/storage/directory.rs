@@ -74,6 +74,12 @@ fn found(row: &Row) -> Result<Found> {
     })
 }
 
+/// Whether a user has an account here that is in use.
+pub async fn has_account(db: &Db, user: UserNid) -> Result<bool> {
+    let query = sql!("SELECT 1 FROM account WHERE user_nid = $1 AND NOT deactivated");
+    Ok(db.maybe(query, args![user]).await?.is_some())
+}
+
 /// The rooms that both have joined, from the first after `after` on, with their ids.
 pub async fn mutual_rooms(
     db: &Db,

@@ -84,3 +84,27 @@ pub async fn of_user(db: &Db, user: UserNid) -> Result<Vec<Highlight>> {
         })
         .collect()
 }
+
+/// What may have notified a user: events of these rooms with positions from `from` to before `to`, newest first, that
+/// notify by default or count otherwise for the user, and that somebody else sent.
+pub async fn candidates(
+    db: &Db,
+    user: UserNid,
+    rooms: &[RoomNid],
+    from: Pos,
+    to: Pos,
+    limit: i64,
+) -> Result<Vec<(RoomNid, EventNid, Pos)>> {
+    let query = sql!(
+        "SELECT e.room_nid, e.nid, e.pos FROM event e WHERE e.pos >= $3 AND e.pos < $4 AND e.sender_nid <> $1 ",
+        "AND e.redacted_by IS NULL AND ((e.flags & 16) <> 0 OR EXISTS (SELECT 1 FROM highlight h ",
+        "WHERE h.user_nid = $1 AND h.room_nid = e.room_nid AND h.pos = e.pos)) AND e.room_nid ",
+        list(2),
+        " ORDER BY e.pos DESC LIMIT $5"
+    );
+    db.rows(query, args![user, rooms, from, to, limit])
+        .await?
+        .iter()
+        .map(|row| Ok((RoomNid(row.get(0)?), EventNid(row.get(1)?), row.get(2)?)))
+        .collect()
+}

@@ -20,8 +20,6 @@ pub struct Report {
     pub user: Option<UserNid>,
     /// Why, as the reporter says.
     pub reason: String,
-    /// From -100, most offensive, to 0, as older clients say.
-    pub score: Option<i64>,
 }
 
 static REPORT: Insert = Insert {
@@ -34,7 +32,6 @@ static REPORT: Insert = Insert {
         "event_nid",
         "user_nid",
         "reason",
-        "score",
     ],
     key: 0,
     conflict: "",
@@ -51,7 +48,6 @@ pub fn add(report: &Report) -> Write {
         report.event,
         report.user,
         report.reason.as_str(),
-        report.score,
     ];
     Write::Insert(&REPORT, row)
 }
@@ -69,7 +65,7 @@ pub async fn count_since(db: &Db, reporter: UserNid, ts: i64) -> Result<i64> {
 /// The newest reports.
 pub async fn newest(db: &Db, limit: i64) -> Result<Vec<Report>> {
     let query = sql!(
-        "SELECT nid, reporter_nid, ts, room_nid, event_nid, user_nid, reason, score FROM report ",
+        "SELECT nid, reporter_nid, ts, room_nid, event_nid, user_nid, reason FROM report ",
         "ORDER BY nid DESC LIMIT $1"
     );
     db.rows(query, args![limit])
@@ -84,7 +80,6 @@ pub async fn newest(db: &Db, limit: i64) -> Result<Vec<Report>> {
                 event: row.get::<Option<i64>>(4)?.map(EventNid),
                 user: row.get::<Option<i64>>(5)?.map(UserNid),
                 reason: row.get(6)?,
-                score: row.get(7)?,
             })
         })
         .collect()

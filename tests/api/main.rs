@@ -12,6 +12,7 @@
 mod server;
 
 mod account;
+mod account_data;
 mod aliases;
 mod create_room;
 mod devices;
@@ -21,6 +22,10 @@ mod login;
 mod media;
 mod membership;
 mod messages;
+mod people;
+mod presence;
+mod profile;
+mod push_rules;
 mod rate_limits;
 mod receipts;
 mod register;

@@ -13,11 +13,12 @@ use crate::{
     room::{
         aggregations,
         head::{self, StateMap},
-        power,
+        power, push,
     },
     storage::{
         self, Event, EventNid, Position,
         events::flags,
+        highlights::{self, Highlight},
         relations, search,
         threads::{self, ThreadCount},
     },
@@ -130,12 +131,8 @@ impl Step<'_> {
         if let Some(write) = search::add(event) {
             self.change.write(write);
         }
-        let is_edit = relation.is_some_and(|relation| relation.rel_type == "m.replace");
-        let notifies = !is_edit
-            && matches!(
-                &*event.pdu.event_type,
-                "m.room.message" | "m.room.encrypted"
-            );
+        let verdict = push::evaluate(self.app, self.room, event, self.row.joined_count).await?;
+        let notifies = verdict.notifies;
         match event.thread {
             Some(root) => {
                 let mut count = self.thread(root).await?;
@@ -159,6 +156,18 @@ impl Step<'_> {
             let mut marker = self.marker(event.sender, thread).await?;
             marker.own += 1;
             self.set_marker(event.sender, thread, marker);
+        }
+        for (user, flags) in verdict.differing {
+            let highlight = Highlight {
+                user,
+                room: event.room,
+                thread: event.thread.map_or(0, |root| root.0),
+                event: event.nid,
+                pos: 0,
+                flags,
+            };
+            self.change.write(highlights::add(&highlight, at));
+            self.change.effect(Effect::Highlight(highlight, at));
         }
         Ok(())
     }

@@ -24,7 +24,8 @@ use crate::{
     rooms::{Head, Room},
     storage::{
         self, Event, EventNid, Member, Membership, Position, ReadMarker, UserNid, Write,
-        events::flags, members, receipts, rooms::HeadRow, state::StateAt, threads::ThreadCount,
+        events::flags, highlights, members, receipts, rooms::HeadRow, state::StateAt,
+        threads::ThreadCount,
     },
 };
 
@@ -311,6 +312,12 @@ impl<'a> Step<'a> {
             };
             self.set_marker(member.user, 0, marker);
             self.set_marker(member.user, receipts::EVERYTHING, marker);
+        }
+        if member.is_local && delta(Membership::Invite) < 0 {
+            // The invite, answered now, was a notification.
+            let head = self.app.head();
+            self.change
+                .write(highlights::read(member.user, member.room, 0, head));
         }
         self.change.write(members::set(&member, at));
         let room = Arc::clone(self.room);

@@ -1,0 +1,274 @@
+//! "Profiles": what users say about themselves.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{RawPathParams, Request, State},
+    routing::put,
+};
+use http::StatusCode;
+use ruma::{
+    UserId,
+    api::{
+        auth_scheme::AccessToken,
+        client::profile::{
+            ProfileFieldName, ProfileFieldValue, UserProfile, delete_profile_field, get_profile,
+            get_profile_field, set_profile_field,
+        },
+        error::ErrorKind,
+    },
+};
+use serde_json::{Value, json};
+
+use crate::{
+    app::App,
+    auth::{Authenticate as _, Requester},
+    error::{Error, Result},
+    http::{Call, Routes, read_body},
+    log::Change,
+    room::{append::Sender, profile},
+    storage::{self, UserNid, Write, profiles},
+};
+
+/// The longest name of a field, in bytes.
+const KEY_BYTES: usize = 255;
+/// The largest profile, in bytes of JSON.
+const PROFILE_BYTES: usize = 64 * 1024;
+/// The largest body: a whole profile and something around it.
+const BODY_BYTES: usize = 2 * PROFILE_BYTES;
+/// The longest display name, in bytes.
+const DISPLAY_NAME_BYTES: usize = 1024;
+/// The longest URI of an avatar, in bytes.
+const AVATAR_BYTES: usize = 1024;
+
+pub(super) fn routes() -> Routes {
+    Routes::new()
+        .add::<get_profile::v3::Request, _, _>(get_profile)
+        .add::<get_profile_field::v3::Request, _, _>(get_profile_field)
+        .raw::<set_profile_field::v3::Request>(put(set_profile_field))
+        .add::<delete_profile_field::v3::Request, _, _>(delete_profile_field)
+}
+
+/// `GET /_matrix/client/v3/profile/{userId}`
+async fn get_profile(
+    app: Arc<App>,
+    call: Call<get_profile::v3::Request>,
+) -> Result<get_profile::v3::Response> {
+    let fields = fields(&app, &call.body.user_id).await?;
+    let profile: Result<UserProfile> = fields
+        .into_iter()
+        .map(|(field, json)| Ok((field, value(&json)?)))
+        .collect();
+    Ok(profile?.into())
+}
+
+/// `GET /_matrix/client/v3/profile/{userId}/{keyName}`
+async fn get_profile_field(
+    app: Arc<App>,
+    call: Call<get_profile_field::v3::Request>,
+) -> Result<get_profile_field::v3::Response> {
+    let wanted = call.body.field.as_str();
+    let fields = fields(&app, &call.body.user_id).await?;
+    let (field, json) = fields
+        .into_iter()
+        .find(|(field, _)| field == wanted)
+        .ok_or_else(|| Error::not_found("the profile has no such field"))?;
+    let value = ProfileFieldValue::new(&field, value(&json)?).map_err(Error::internal)?;
+    Ok(get_profile_field::v3::Response::new(value))
+}
+
+fn value(json: &str) -> Result<Value> {
+    serde_json::from_str(json).map_err(Error::internal)
+}
+
+/// All fields of the profile of a user who has an account here.
+async fn fields(app: &App, user: &UserId) -> Result<Vec<(String, String)>> {
+    let unknown = || Error::not_found("there is no such user here");
+    let nid = app.names.find_user(&app.db, user).await?;
+    let nid = nid.filter(|_| app.is_local(user)).ok_or_else(unknown)?;
+    let fields = profiles::get(&app.db, nid).await?;
+    if fields.is_empty() && !storage::directory::has_account(&app.db, nid).await? {
+        return Err(unknown());
+    }
+    Ok(fields)
+}
+
+/// `PUT /_matrix/client/v3/profile/{userId}/{keyName}`
+///
+/// An empty display name or avatar is none. The body is read here, because ruma's reading cannot tell a body without
+/// the field from one that is not JSON.
+async fn set_profile_field(
+    State(app): State<Arc<App>>,
+    params: RawPathParams,
+    request: Request,
+) -> Result<Json<Value>> {
+    let (parts, body) = request.into_parts();
+    let requester = AccessToken::authenticate(&app, &parts).await?;
+    let raw = read_body(body, BODY_BYTES).await?;
+    let param = |name| params.iter().find(|(key, _)| *key == name);
+    let (Some((_, user_id)), Some((_, field))) = (param("user_id"), param("field")) else {
+        return Err(Error::internal("the path has no user or no field"));
+    };
+    let user_id =
+        UserId::parse(user_id).map_err(|error| Error::invalid_param(error.to_string()))?;
+    requester.must_be(&user_id)?;
+    let name = ProfileFieldName::from(field);
+    check_name(&name)?;
+    let mut body = match serde_json::from_slice(&raw) {
+        Ok(Value::Object(body)) => body,
+        Ok(_) => return Err(Error::bad_json("the body is not an object")),
+        Err(error) => return Err(Error::not_json(error.to_string())),
+    };
+    let value = body
+        .remove(field)
+        .ok_or_else(|| Error::missing_param(format!("missing field `{field}`")))?;
+    let typed = ProfileFieldValue::new(field, value.clone())
+        .map_err(|error| Error::bad_json(error.to_string()))?;
+    check_value(&typed)?;
+    set(&app, &requester, &name, &value).await?;
+    Ok(Json(json!({})))
+}
+
+async fn set(
+    app: &Arc<App>,
+    requester: &Requester,
+    name: &ProfileFieldName,
+    value: &Value,
+) -> Result<()> {
+    let user = requester.user;
+    let is_name = is_in_rooms(name);
+    let editing = app.preferences.edit(user).await;
+    let write = if is_name && value.as_str() == Some("") {
+        profiles::delete(user, name.as_str())
+    } else {
+        let json = value.to_string();
+        let folded = value
+            .as_str()
+            .filter(|_| *name == ProfileFieldName::DisplayName)
+            .map(str::to_lowercase);
+        check_size(app, user, name.as_str(), &json).await?;
+        profiles::set(user, name.as_str(), &json, folded.as_deref())
+    };
+    write_down(app, write).await?;
+    drop(editing);
+    if is_name {
+        tell_rooms(app, requester).await?;
+    }
+    Ok(())
+}
+
+/// `DELETE /_matrix/client/v3/profile/{userId}/{keyName}`
+async fn delete_profile_field(
+    app: Arc<App>,
+    call: Call<delete_profile_field::v3::Request>,
+) -> Result<delete_profile_field::v3::Response> {
+    let body = &call.body;
+    call.requester.must_be(&body.user_id)?;
+    check_name(&body.field)?;
+    let write = profiles::delete(call.requester.user, body.field.as_str());
+    write_down(&app, write).await?;
+    if is_in_rooms(&body.field) {
+        tell_rooms(&app, &call.requester).await?;
+    }
+    Ok(delete_profile_field::v3::Response::new())
+}
+
+/// Whether the field is in member events too.
+fn is_in_rooms(name: &ProfileFieldName) -> bool {
+    matches!(
+        name,
+        ProfileFieldName::DisplayName | ProfileFieldName::AvatarUrl
+    )
+}
+
+async fn write_down(app: &App, write: Write) -> Result<()> {
+    let mut change = Change::new();
+    change.write(write);
+    app.log.append(change).await?;
+    Ok(())
+}
+
+/// The rooms hear of it even if the client does not wait for the answer.
+async fn tell_rooms(app: &Arc<App>, requester: &Requester) -> Result<()> {
+    let (app, sender) = (Arc::clone(app), Sender::of(requester));
+    let spread = tokio::spawn(async move { profile::spread(&app, &sender).await });
+    spread.await.map_err(Error::internal)?
+}
+
+/// "Common Namespaced Identifier Grammar", but for the three names that the specification has.
+fn check_name(name: &ProfileFieldName) -> Result<()> {
+    let name = name.as_str();
+    if name.len() > KEY_BYTES {
+        return Err(Error::new(
+            StatusCode::BAD_REQUEST,
+            ErrorKind::KeyTooLarge,
+            format!("the name of a profile field has at most {KEY_BYTES} bytes"),
+        ));
+    }
+    let is_plain = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.');
+    let is_good = name.starts_with(|first: char| first.is_ascii_lowercase())
+        && name.bytes().all(is_plain)
+        && name
+            .split_once('.')
+            .is_none_or(|(_, rest)| !rest.is_empty());
+    if is_good && (name.contains('.') || matches!(name, "displayname" | "avatar_url")) {
+        Ok(())
+    } else {
+        Err(Error::invalid_param("this is no name of a profile field"))
+    }
+}
+
+fn check_value(value: &ProfileFieldValue) -> Result<()> {
+    match value {
+        ProfileFieldValue::DisplayName(name) if name.len() > DISPLAY_NAME_BYTES => {
+            Err(Error::invalid_param(format!(
+                "a display name has at most {DISPLAY_NAME_BYTES} bytes"
+            )))
+        }
+        ProfileFieldValue::AvatarUrl(url)
+            if !url.as_str().is_empty()
+                && (url.as_str().len() > AVATAR_BYTES || !url.is_valid()) =>
+        {
+            Err(Error::invalid_param(
+                "the avatar is not the URI of a medium",
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Checks what the profile would be with this field in it.
+async fn check_size(app: &App, user: UserNid, name: &str, json: &str) -> Result<()> {
+    // Quotes, colon and comma of each field, and the braces.
+    let field_bytes = |name: &str, json: &str| name.len() + json.len() + 4;
+    let others: usize = profiles::get(&app.db, user)
+        .await?
+        .iter()
+        .filter(|(field, _)| field != name)
+        .map(|(field, json)| field_bytes(field, json))
+        .sum();
+    if others + field_bytes(name, json) + 1 > PROFILE_BYTES {
+        return Err(Error::new(
+            StatusCode::BAD_REQUEST,
+            ErrorKind::ProfileTooLarge,
+            format!("a profile has at most {PROFILE_BYTES} bytes"),
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_fields() {
+        for good in ["displayname", "avatar_url", "m.tz", "org.example.a-b_c1"] {
+            assert!(check_name(&good.into()).is_ok(), "{good}");
+        }
+        for bad in ["", "name", "Org.example", "1.a", "m.", "m.ä", "m. ", "m.\0"] {
+            assert!(check_name(&bad.into()).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! What a user says about themselves, brought into the rooms that they have joined.
+
+use std::{collections::HashMap, sync::Arc};
+
+use futures_util::{StreamExt as _, stream};
+use ruma::{
+    UserId,
+    events::{StateEventType, room::member::MembershipState},
+};
+
+use super::{
+    append::{NewEvent, Sender, append},
+    membership,
+};
+use crate::{
+    app::App,
+    error::{Error, Result},
+    storage::{Membership, UserNid, members, profiles},
+};
+
+/// How many rooms are told at once.
+const AT_ONCE: usize = 32;
+/// How often the rooms are told again because the profile changed meanwhile.
+const TRIES: usize = 5;
+
+/// Display name and avatar as member events have them.
+type Names = (Option<String>, Option<String>);
+
+/// The display name and the avatar of a local user.
+///
+/// # Errors
+/// If the database fails.
+pub async fn names(app: &App, user: UserNid) -> Result<Names> {
+    let mut fields: HashMap<String, String> =
+        profiles::many(&app.db, &[user], ["displayname", "avatar_url"])
+            .await?
+            .into_iter()
+            .filter_map(|(_, field, json)| Some((field, serde_json::from_str(&json).ok()?)))
+            .collect();
+    Ok((fields.remove("displayname"), fields.remove("avatar_url")))
+}
+
+/// Sends a member event to each joined room that knows another display name or avatar of the user. A room that refuses
+/// it keeps what it has.
+///
+/// # Errors
+/// If the database fails.
+pub async fn spread(app: &Arc<App>, sender: &Sender) -> Result<()> {
+    // Another change may come while this one goes round; whoever ends last makes sure that the newest stands.
+    for _ in 0..TRIES {
+        let names = names(app, sender.user).await?;
+        let rooms: Vec<_> = members::of_user(&app.db, sender.user)
+            .await?
+            .into_iter()
+            .filter(|member| member.membership == Membership::Join)
+            .filter(|member| (&member.display_name, &member.avatar_url) != (&names.0, &names.1))
+            .map(|member| member.room)
+            .collect();
+        if rooms.is_empty() {
+            return Ok(());
+        }
+        let rooms = app.rooms.many(&app.db, || app.head(), &rooms).await?;
+        let sent: Vec<Result<()>> = stream::iter(rooms.into_values())
+            .map(|room| async move {
+                let content = membership::content(app, &sender.id, MembershipState::Join).await?;
+                let user: &UserId = &sender.id;
+                let event = NewEvent::state(StateEventType::RoomMember, user.as_str(), content);
+                match append(app, &room, sender, event).await {
+                    Ok(_) => Ok(()),
+                    Err(error @ Error::Matrix { .. }) => {
+                        tracing::warn!(room = %room.id, %user, %error, "a room refuses a profile");
+                        Ok(())
+                    }
+                    Err(error) => Err(error),
+                }
+            })
+            .buffer_unordered(AT_ONCE)
+            .collect()
+            .await;
+        sent.into_iter().collect::<Result<()>>()?;
+        if self::names(app, sender.user).await? == names {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
