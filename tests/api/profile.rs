@@ -156,7 +156,10 @@ async fn rooms_hear_of_a_new_name() {
             (Membership::Join, Some("Bob".to_owned()))
         );
     }
-    assert_eq!(member(&rooms[2]).await, (Membership::Invite, None));
+    assert_eq!(
+        member(&rooms[2]).await,
+        (Membership::Invite, Some("bob".to_owned()))
+    );
     // Two changes at once: in the end all rooms agree with the profile.
     let (one, other) = tokio::join!(
         set(&bob, "displayname", json!("One")),
