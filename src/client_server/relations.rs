@@ -167,10 +167,6 @@ async fn find(app: &App, requester: &Requester, wanted: Wanted) -> Result<Found>
         prev_batch: None,
         recursion_depth,
     };
-    let is_bad = |name: &Option<String>| name.as_ref().is_some_and(|name| name.contains('\0'));
-    if is_bad(&wanted.rel_type) || is_bad(&wanted.event_type) {
-        return Ok(nothing);
-    }
     let type_nid = match &wanted.event_type {
         Some(event_type) => match app.names.find_type(&app.db, event_type).await? {
             Some(nid) => Some(nid),

@@ -74,8 +74,6 @@ async fn get_state_event_for_key(
         request.state_key.into(),
     );
     let event = match &access {
-        // No event has such a key, and PostgreSQL would not even look.
-        _ if key.0.contains('\0') || key.1.contains('\0') => None,
         Access::Now => timeline::current(&app, &room, &key).await?,
         Access::Left { leave, .. } => {
             let keys = std::slice::from_ref(&key);
