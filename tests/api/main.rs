@@ -38,6 +38,8 @@ mod spaces;
 mod state;
 mod sync;
 mod sync_cost;
+mod sync_people;
+mod sync_state;
 mod thumbnails;
 mod upgrade;
 mod visibility;
