@@ -79,14 +79,17 @@ async fn the_rules_of_the_room_decide_what_may_be_sent() {
     )
     .await
     .ok();
-    for (kind, content) in [
-        ("m.room.create", json!({})),
-        ("m.room.member", json!({ "membership": "join" })),
-    ] {
-        send(&alice, &room, kind, content)
-            .await
-            .fails(403, "M_FORBIDDEN");
-    }
+    send(&alice, &room, "m.room.create", json!({}))
+        .await
+        .fails(403, "M_FORBIDDEN");
+    send(
+        &alice,
+        &room,
+        "m.room.member",
+        json!({ "membership": "join" }),
+    )
+    .await
+    .fails(400, "M_BAD_JSON");
     // Levels that are no integers.
     for levels in [
         json!({ "ban": "50" }),

@@ -185,6 +185,9 @@ impl<'a> Step<'a> {
     async fn build(&self, new: NewEvent) -> Result<(Pdu, StateMap)> {
         let rules = self.room.rules;
         let is_create = new.event_type == "m.room.create" && new.state_key.is_some();
+        if new.event_type == "m.room.create" && !(is_create && self.extremity_ids.is_empty()) {
+            return Err(Error::forbidden("a room has one create event, its first"));
+        }
         let makes_id = is_create && rules.authorization.room_create_event_id_as_room_id;
         let first = self.extremity_ids.len().saturating_sub(PREV_EVENTS);
         let mut draft = Draft {
