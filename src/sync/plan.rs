@@ -7,6 +7,7 @@ use crate::{
     app::App,
     bus::{Feed, FeedState},
     error::Result,
+    preferences::{self, PUSH_RULES},
     storage::{self, AccountData, Member, Membership, Pos, RoomNid, UserNid},
 };
 
@@ -107,6 +108,23 @@ impl Plan {
             }
             self.account_data.entry(item.room).or_default().push(item);
         }
+        if since == 0 {
+            self.add_push_rules(app, feed.user).await?;
+        }
+        Ok(())
+    }
+
+    /// Everybody has push rules, also those who never set any.
+    async fn add_push_rules(&mut self, app: &App, user: UserNid) -> Result<()> {
+        let user_id = app.names.user_id(&app.db, user).await?;
+        let global = self.account_data.entry(None).or_default();
+        global.retain(|item| item.event_type != PUSH_RULES);
+        global.push(AccountData {
+            room: None,
+            event_type: PUSH_RULES.to_owned(),
+            json: preferences::push_rules_content(app, user, &user_id).await?,
+            pos: 0,
+        });
         Ok(())
     }
 }

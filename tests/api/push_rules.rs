@@ -317,3 +317,43 @@ async fn notifications_are_listed_in_pages() {
         .await
         .fails(400, "M_INVALID_PARAM");
 }
+
+#[tokio::test]
+async fn a_sync_tells_the_rules_and_what_they_count() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let room = alice.create_room(json!({ "invite": [bob.id] })).await;
+    bob.post(&format!("/join/{room}"), json!({})).await.ok();
+    let rules_of = |sync: &Value| {
+        let events = sync["account_data"]["events"].as_array().cloned();
+        let mut rules = events.unwrap_or_default();
+        rules.retain(|event| event["type"] == "m.push_rules");
+        rules
+    };
+    let first = bob.sync("").await;
+    let rules = rules_of(&first);
+    assert_eq!(rules.len(), 1, "also if none was ever set");
+    assert_eq!(
+        rules[0]["content"]["global"]["override"][0]["rule_id"],
+        ".m.rule.master"
+    );
+    let word = json!({ "pattern": "cake", "actions": ["notify", { "set_tweak": "highlight" }] });
+    bob.put(&format!("{RULES}/content/cake"), word).await.ok();
+    let since = first["next_batch"].as_str().unwrap();
+    let changed = rules_of(&bob.sync(&format!("since={since}")).await);
+    assert_eq!(
+        changed[0]["content"]["global"]["content"][0]["rule_id"],
+        "cake"
+    );
+    alice.say(&room, "cake for all").await;
+    alice.say(&room, "nothing else").await;
+    let mute = json!({ "actions": [] });
+    bob.put(&format!("{RULES}/room/{room}"), mute).await.ok();
+    alice.say(&room, "not to be heard").await;
+    let last = bob.sync("").await;
+    assert_eq!(rules_of(&last).len(), 1);
+    assert_eq!(
+        last["rooms"]["join"][&room]["unread_notifications"],
+        json!({ "highlight_count": 1, "notification_count": 2 })
+    );
+}
