@@ -6,12 +6,14 @@ use axum::{
     Json, Router,
     body::Body,
     extract::{RawPathParams, Request, State},
+    middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{MethodFilter, MethodRouter, on},
 };
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Method, StatusCode, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use percent_encoding::percent_decode_str;
 use ruma::api::{
     IncomingRequest, IncomingRequestExt as _, Metadata, OutgoingResponse, OutgoingResponseExt as _,
     error::{
@@ -20,7 +22,7 @@ use ruma::api::{
     },
     path_builder::PathBuilder as _,
 };
-use serde_json::error::Category;
+use serde_json::{error::Category, value::RawValue};
 
 use crate::{
     app::App,
@@ -227,6 +229,7 @@ impl Routes {
                     "no such method here",
                 )
             })
+            .layer(middleware::from_fn(check_target))
             .with_state(app)
     }
 }
@@ -264,8 +267,11 @@ where
     A: Future<Output = Result<R::OutgoingResponse>>,
 {
     let (parts, body) = request.into_parts();
+    // The body is read in any case: a connection on which one is left over is closed, and with it goes what the client
+    // asks next, which after a refused token is to refresh it.
+    let raw = read_body(body, limit).await;
     let requester = R::Authentication::authenticate(&app, &parts).await?;
-    let raw = read_body(body, limit).await?;
+    let raw = raw?;
     let body = parse::<R>(&parts, &params, &raw)?;
     respond(
         handler(
@@ -281,10 +287,11 @@ where
     )
 }
 
-/// Reads a whole body of at most `limit` bytes.
+/// Reads a whole JSON body of at most `limit` bytes: an object, or nothing.
 ///
 /// # Errors
-/// `M_TOO_LARGE`, 408 if the body takes too long, or `M_NOT_JSON` if it breaks off.
+/// `M_TOO_LARGE`, 408 if the body takes too long, `M_NOT_JSON` if it breaks off or is not JSON, and `M_BAD_JSON` if it
+/// is no object.
 pub async fn read_body(body: Body, limit: usize) -> Result<Bytes> {
     let read = tokio::time::timeout(BODY_TIME, Limited::new(body, limit).collect()).await;
     let read = read.map_err(|_| {
@@ -295,12 +302,44 @@ pub async fn read_body(body: Body, limit: usize) -> Result<Bytes> {
         )
     })?;
     match read {
-        Ok(collected) => Ok(collected.to_bytes()),
+        Ok(collected) => {
+            let body = collected.to_bytes();
+            check_json(&body)?;
+            Ok(body)
+        }
         Err(error) if error.is::<LengthLimitError>() => Err(Error::too_large(format!(
             "the body is larger than {limit} bytes"
         ))),
         Err(_) => Err(Error::not_json("the body could not be read to its end")),
     }
+}
+
+/// Checks that a body is one JSON object and nothing else. Ruma's types alone would read a list as their fields one
+/// after the other, and do not look at what they do not know.
+fn check_json(body: &[u8]) -> Result<()> {
+    if body.is_empty() {
+        return Ok(());
+    }
+    let json: &RawValue =
+        serde_json::from_slice(body).map_err(|error| Error::not_json(error.to_string()))?;
+    // Some clients say `null` where they have nothing to say; ruma knows where that will do.
+    if json.get().starts_with('{') || json.get() == "null" {
+        Ok(())
+    } else {
+        Err(Error::bad_json("the body is no JSON object"))
+    }
+}
+
+/// Refuses what no path or query means, before anybody reads it: bytes that are not UTF-8 in a path, and null
+/// characters, which PostgreSQL cannot even look for.
+async fn check_target(request: Request, next: Next) -> Result<Response> {
+    let uri = request.uri();
+    let path = percent_decode_str(uri.path()).decode_utf8();
+    let path = path.map_err(|_| Error::invalid_param("the path is not UTF-8"))?;
+    if path.contains('\0') || uri.query().is_some_and(|query| query.contains("%00")) {
+        return Err(Error::invalid_param("null characters mean nothing here"));
+    }
+    Ok(next.run(request).await)
 }
 
 /// Reads a request as ruma's type.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use homing_federation::json::strict_json;
+use homing_federation::{draft::MAX_FIELD_BYTES, json::strict_json};
 use ruma::{
     CanonicalJsonObject, CanonicalJsonValue, OwnedEventId, RoomAliasId, RoomId,
     api::client::{message::send_message_event, redact::redact_event, state::send_state_event},
@@ -96,15 +96,23 @@ async fn send_once(
         ));
     }
     let room = app.member_room(room_id).await?;
-    let kind = app
-        .names
-        .event_type(&app.db, &app.log, &event.event_type)
-        .await?;
+    let kind = match app.names.find_type(&app.db, &event.event_type).await? {
+        Some(kind) => kind,
+        None => {
+            check_new(&room, requester, &event.event_type, "")?;
+            app.names
+                .event_type(&app.db, &app.log, &event.event_type)
+                .await?
+        }
+    };
     let txn = (requester.device, room.nid, kind, txn_id.into());
-    if let Some(event_id) = app.txns.get(&txn) {
-        return Ok(event_id);
-    }
+    // Of several requests at one time the others wait for the first.
+    let waiting = match app.txns.get_value_or_guard_async(&txn).await {
+        Ok(event_id) => return Ok(event_id),
+        Err(waiting) => waiting,
+    };
     rate_limit::check(app, Class::Messages, requester)?;
+    check_new(&room, requester, &event.event_type, "")?;
     let sent = append(app, &room, &Sender::with_txn(requester, txn_id), event).await;
     let event_id = match sent {
         Ok(appended) => appended.event_id,
@@ -116,7 +124,8 @@ async fn send_once(
         }
         Err(error) => return Err(error),
     };
-    app.txns.insert(txn, event_id.clone());
+    // This fails only if the cache has dropped it meanwhile; then the database knows.
+    let _ = waiting.insert(event_id.clone());
     presence::active(app, requester.user);
     typing::stop(app, &room, requester.user);
     Ok(event_id)
@@ -132,6 +141,8 @@ async fn send_state_event(
     let (request, requester) = (call.body, call.requester);
     rate_limit::check(&app, Class::Messages, &requester)?;
     let room = app.member_room(&request.room_id).await?;
+    let event_type = request.event_type.to_string();
+    check_new(&room, &requester, &event_type, &request.state_key)?;
     let content = strict_json(request.body.json().get().as_bytes())?;
     let current = head::state_event(&app, &room, &request.event_type, &request.state_key).await?;
     if let Some(current) = current
@@ -153,6 +164,23 @@ async fn send_state_event(
         append(&app, &room, &sender, event).await?
     };
     Ok(send_state_event::v3::Response::new(appended.event_id))
+}
+
+/// Refuses what no room takes, before its names are given integers: names that are too long, a second create event,
+/// and events of those who are not in the room, but for their own membership.
+fn check_new(room: &Room, requester: &Requester, event_type: &str, state_key: &str) -> Result<()> {
+    if event_type.len().max(state_key.len()) > MAX_FIELD_BYTES {
+        return Err(Error::too_large(format!(
+            "types and state keys have at most {MAX_FIELD_BYTES} bytes"
+        )));
+    }
+    if event_type == "m.room.create" {
+        return Err(Error::forbidden("a room is created only once"));
+    }
+    if event_type != "m.room.member" && !room.seen().local.contains_key(&requester.user) {
+        return Err(Error::forbidden(format!("you are not in {}", room.id)));
+    }
+    Ok(())
 }
 
 /// What a redaction sent as an ordinary event redacts.

@@ -14,6 +14,7 @@ mod server;
 mod account;
 mod account_data;
 mod aliases;
+mod bad_input;
 mod create_room;
 mod devices;
 mod directory;

@@ -1,0 +1,117 @@
+//! What must hold whatever a stranger sends. Each function panics if it does not.
+
+use std::sync::Arc;
+
+use homing::{filter::parse, token::Token};
+use homing_federation::{
+    Draft, Error, Pdu, SigningKey, auth_types_for_event, authorize, redact, room_version, strict_json,
+};
+use ruma::{
+    CanonicalJsonObject, CanonicalJsonValue, EventId, MilliSecondsSinceUnixEpoch, RoomId, UInt, UserId, server_name,
+    room_version_rules::RoomVersionRules, signatures::reference_hash,
+};
+
+const KEY: &str = "ed25519 a AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+const ID: &str = "$31hneApxJ_1o-63DmFrpeqnkFfWppnzWso1JvH3ogLM";
+const ROOM: &str = "!31hneApxJ_1o-63DmFrpeqnkFfWppnzWso1JvH3ogLM";
+
+/// Reads `data` as an event from the database, and as the event that a client wants to send: the latter is refused, or
+/// it becomes an event that every server reads in the same way.
+pub fn event(data: &[u8]) {
+    let versions = room_version::creatable();
+    let rules = room_version::rules(&versions[data.len() % versions.len()]).expect("a known version");
+    if let Ok(text) = std::str::from_utf8(data)
+        && let Ok(pdu) = Pdu::from_canonical(EventId::parse(ID).expect("an id"), text, rules)
+    {
+        examine(&pdu, rules);
+    }
+    let Ok(object) = strict_json(data) else { return };
+    let text = serde_json::to_string(&object).expect("canonical JSON is JSON");
+    assert_eq!(strict_json(text.as_bytes()).expect("it was read before"), object);
+    assert_eq!(serde_json::from_str::<CanonicalJsonObject>(&text).expect("others read it too"), object);
+    if let Some(draft) = draft(&object, rules) {
+        send(draft, rules);
+    }
+}
+
+/// The draft that an object describes, if it describes one.
+fn draft(object: &CanonicalJsonObject, rules: &RoomVersionRules) -> Option<Draft> {
+    let string = |key: &str| match object.get(key) {
+        Some(CanonicalJsonValue::String(text)) => Some(text.clone()),
+        _ => None,
+    };
+    let CanonicalJsonValue::Object(content) = object.get("content")? else { return None };
+    let event_type = string("type")?;
+    let makes_room_id = event_type == "m.room.create" && !rules.event_format.require_room_create_room_id;
+    let redacts = string("redacts").filter(|_| event_type == "m.room.redaction");
+    Some(Draft {
+        room_id: (!makes_room_id).then(|| RoomId::parse(ROOM).expect("an id")),
+        sender: UserId::parse(string("sender")?).ok()?,
+        state_key: string("state_key"),
+        content: content.clone(),
+        redacts: redacts.and_then(|id| EventId::parse(id).ok()),
+        event_type,
+        origin_server_ts: MilliSecondsSinceUnixEpoch(UInt::from(1u32)),
+        prev_events: Vec::new(),
+        auth_events: Vec::new(),
+        depth: 1,
+    })
+}
+
+fn send(draft: Draft, rules: &RoomVersionRules) {
+    // A bad member event is refused here already.
+    let _ = draft.auth_types(rules);
+    let key = SigningKey::parse_file(KEY).expect("a key").remove(0);
+    let pdu = match draft.sign(rules, server_name!("localhost"), &key) {
+        Ok(pdu) => pdu,
+        Err(Error::TooLarge { .. } | Error::BadJson(_)) => return,
+        Err(error) => panic!("not the sender's mistake: {error}"),
+    };
+    assert!(pdu.json.len() <= 65_535);
+    let object = strict_json(pdu.json.as_bytes()).expect("an event is strict JSON");
+    assert_eq!(serde_json::to_string(&object).expect("JSON"), *pdu.json, "an event is canonical JSON");
+    let hash = reference_hash(&object, rules).expect("an event has a hash");
+    assert_eq!(pdu.event_id.as_str(), format!("${hash}"));
+    let read = Pdu::from_canonical(pdu.event_id.clone(), pdu.json.clone(), rules).expect("an event is read");
+    assert_eq!((&read.room_id, &read.redacts), (&pdu.room_id, &pdu.redacts));
+    let once = redact(&read, rules).expect("an event is redacted");
+    let twice = redact(&once, rules).expect("a redacted event is redacted");
+    assert_eq!(once.json, twice.json);
+    let object = strict_json(once.json.as_bytes()).expect("a redacted event is strict JSON");
+    assert_eq!(reference_hash(&object, rules).expect("a hash"), hash);
+    examine(&pdu, rules);
+}
+
+/// Nothing that the server does with an event may panic.
+fn examine(pdu: &Pdu, rules: &RoomVersionRules) {
+    let _ = redact(pdu, rules);
+    let state_key = pdu.state_key.as_deref();
+    let _ = auth_types_for_event(rules, &pdu.kind, &pdu.sender, state_key, &pdu.content);
+    let _ = authorize(rules, pdu, |_, _| None::<Arc<Pdu>>);
+    // The same event as the state that it is sent into: each part of its content is then read as a rule.
+    let itself = Pdu::from_canonical(pdu.event_id.clone(), pdu.json.clone(), rules);
+    if let Ok(itself) = itself.map(Arc::new) {
+        let state = |kind: &ruma::events::StateEventType, key: &str| {
+            let same = itself.kind.to_string() == kind.to_string() && itself.state_key.as_deref() == Some(key);
+            same.then(|| Arc::clone(&itself))
+        };
+        let _ = authorize(rules, pdu, state);
+    }
+}
+
+/// Reads `data` as a filter. What is read can be stored and read again.
+pub fn filter(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let Ok(filter) = parse(text) else { return };
+    let stored = serde_json::to_string(&filter).expect("a filter is JSON");
+    let again = parse(&stored).expect("a stored filter is read");
+    assert_eq!(serde_json::to_string(&again).expect("a filter is JSON"), stored);
+}
+
+/// Reads `data` as a token. Only what this server prints is read.
+pub fn token(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(token) = text.parse::<Token>() {
+        assert_eq!(token.to_string(), text);
+    }
+}

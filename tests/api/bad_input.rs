@@ -1,0 +1,199 @@
+//! Bad input: every endpoint is tried with missing, wrong, huge and malicious values. The answer is always the
+//! specification's 4xx, or a success where the value is fine; never a 5xx, a panic, a hang, or a change of the database
+//! by what was refused.
+//!
+//! [`examples`] has a good request for each endpoint, [`cases`] makes bad ones of it.
+
+mod cases;
+mod database;
+mod examples;
+mod mutation;
+
+use std::{fmt, time::Duration};
+
+use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
+use homing::http::Endpoint;
+use http_body_util::{BodyExt as _, Full};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::server::{TestServer, User};
+
+/// How long an answer may take, on a machine that is busy with other tests too.
+const TIME_LIMIT: Duration = Duration::from_secs(30);
+/// Requests at one time.
+const AT_ONCE: usize = 32;
+/// How many complaints are shown.
+const SHOWN: usize = 60;
+
+/// A request that may be nonsense, and what must come of it.
+#[derive(Clone)]
+struct Case {
+    method: Method,
+    target: String,
+    token: Option<String>,
+    body: Bytes,
+    expected: Expected,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Expected {
+    /// This status and, if it is given, this error code.
+    Refusal(u16, Option<&'static str>),
+    /// Any success or refusal.
+    Answer,
+}
+
+/// Prints where a case can be found again, and not all of what is long.
+impl fmt::Display for Case {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let body = String::from_utf8_lossy(&self.body);
+        let (body, target) = (body.chars().take(300), self.target.chars().take(300));
+        let (body, target): (String, String) = (body.collect(), target.collect());
+        write!(formatter, "{} {target} {body}", self.method)
+    }
+}
+
+/// One person for each endpoint, since some requests end sessions, and a room of theirs with an event.
+struct Person<'s> {
+    user: User<'s>,
+    room: String,
+    event: String,
+}
+
+impl<'s> Person<'s> {
+    async fn new(server: &'s TestServer, name: &str) -> Self {
+        let user = server.register(name).await;
+        let room = user.create_room(json!({ "name": "Room" })).await;
+        let event = user.say(&room, "hello").await;
+        Self { user, room, event }
+    }
+}
+
+/// Every endpoint with a person to try it.
+async fn endpoints(server: &TestServer) -> Vec<(Endpoint, Person<'_>)> {
+    server.register("bob").await;
+    let endpoints = homing::client_server::routes().endpoints().to_vec();
+    assert!(endpoints.len() > 20, "only {}", endpoints.len());
+    let people = (0..endpoints.len()).map(|n| async move { Person::new(server, &format!("p{n}")).await });
+    let people: Vec<_> = stream::iter(people).buffered(4).collect().await;
+    endpoints.into_iter().zip(people).collect()
+}
+
+type Http = Client<HttpConnector, Full<Bytes>>;
+
+/// Sends all requests, some at a time. Answers which of them were refused, and complains of wrong answers.
+async fn send_all(server: &TestServer, cases: Vec<Case>) -> Vec<Case> {
+    let http: &Http = &Client::builder(TokioExecutor::new()).build_http();
+    let results: Vec<_> = stream::iter(cases)
+        .map(|case| async move {
+            let result = send(http, server, &case).await;
+            (case, result)
+        })
+        .buffer_unordered(AT_ONCE)
+        .collect()
+        .await;
+    let wrong: Vec<_> = results
+        .iter()
+        .filter_map(|(case, result)| Some(format!("{}\n    {case}", result.as_ref().err()?)))
+        .collect();
+    let shown = wrong.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("\n");
+    assert!(wrong.is_empty(), "{} of {} answers are wrong:\n{shown}", wrong.len(), results.len());
+    let refused = |(case, result): (Case, Result<u16, String>)| (result >= Ok(400)).then_some(case);
+    results.into_iter().filter_map(refused).collect()
+}
+
+/// Sends one request; answers its status, or what is wrong with the answer.
+async fn send(http: &Http, server: &TestServer, case: &Case) -> Result<u16, String> {
+    let mut request = http::Request::builder()
+        .method(case.method.clone())
+        .uri(format!("http://{}{}", server.address, case.target));
+    if let Some(token) = &case.token {
+        request = request.header("authorization", token);
+    }
+    let request = request.body(Full::new(case.body.clone()));
+    let request = request.map_err(|error| format!("the test itself is wrong: {error}"))?;
+    let exchange = async {
+        let (parts, body) = http.request(request).await.map_err(|error| format!("{error:?}"))?.into_parts();
+        let body = body.collect().await.map_err(|error| format!("{error:?}"))?;
+        Ok::<_, String>((parts, body.to_bytes()))
+    };
+    let answer = tokio::time::timeout(TIME_LIMIT, exchange).await;
+    let (parts, body) = answer.map_err(|_| "no answer in time".to_owned())??;
+    let status = parts.status.as_u16();
+    let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+    // A target that is too long is hyper's to refuse.
+    if status == 414 {
+        return Ok(status);
+    }
+    let answer = format!("{status} {body}");
+    if parts.headers.get("access-control-allow-origin").is_none_or(|origin| origin != "*") {
+        return Err(format!("{answer} cannot be read by browsers"));
+    }
+    let code = body["errcode"].as_str();
+    let good = match (status, case.expected) {
+        // More authentication is asked for without an error code.
+        (401, Expected::Answer) if body["flows"].is_array() => true,
+        (400..=499, Expected::Answer) => code.is_some(),
+        (200..=299, Expected::Answer) => true,
+        (_, Expected::Answer) => false,
+        (_, Expected::Refusal(wanted, wanted_code)) => {
+            status == wanted && code.is_some() && (wanted_code.is_none() || code == wanted_code)
+        }
+    };
+    if good { Ok(status) } else { Err(format!("{answer} instead of {}", case.expected)) }
+}
+
+impl fmt::Display for Expected {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refusal(status, code) => write!(formatter, "{status} {}", code.unwrap_or("M_…")),
+            Self::Answer => formatter.write_str("2xx, or 4xx with an error code"),
+        }
+    }
+}
+
+/// Sends what may be refused; then what was refused once more, and that must change nothing.
+async fn refusals_change_nothing(server: &TestServer, cases: Vec<Case>) {
+    let mut refused = send_all(server, cases).await;
+    // A refusal can turn into a success when something else was sent meanwhile, so it may take some rounds.
+    for _ in 0..5 {
+        let (before, sent) = (database::contents(&server.app).await, refused.len());
+        refused = send_all(server, refused).await;
+        if refused.len() == sent {
+            database::assert_same(&before, &database::contents(&server.app).await);
+            return;
+        }
+    }
+    panic!("there is always something that is refused first and accepted later");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_must_be_refused_is_refused_and_changes_nothing() {
+    let server = TestServer::start().await;
+    let endpoints = endpoints(&server).await;
+    let before = database::contents(&server.app).await;
+    let cases = endpoints.iter().flat_map(|(endpoint, person)| cases::refused(endpoint, person));
+    send_all(&server, cases.collect()).await;
+    database::assert_same(&before, &database::contents(&server.app).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_values_break_nothing() {
+    let server = TestServer::start().await;
+    let endpoints = endpoints(&server).await;
+    let cases = endpoints.iter().flat_map(|(endpoint, person)| cases::doubtful(endpoint, person));
+    refusals_change_nothing(&server, cases.collect()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mutated_requests_break_nothing() {
+    let server = TestServer::start().await;
+    let endpoints = endpoints(&server).await;
+    refusals_change_nothing(&server, mutation::cases(&endpoints)).await;
+}
