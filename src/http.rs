@@ -465,3 +465,51 @@ fn matrix_response(status: StatusCode, kind: ErrorKind, message: String) -> Resp
     }
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use futures_util::{StreamExt as _, stream};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_has_to_arrive_in_time() {
+        // A byte now and then is progress, but not enough of it.
+        let drops = stream::unfold((), |()| async {
+            tokio::time::sleep(BODY_TIME / 50).await;
+            Some((Ok::<_, Infallible>(Bytes::from_static(b" ")), ()))
+        });
+        let error = read_body(Body::from_stream(drops.boxed()), BODY_LIMIT).await;
+        assert!(error.is_err_and(|error| error.has_status(StatusCode::REQUEST_TIMEOUT)));
+    }
+
+    #[tokio::test]
+    async fn bodies_are_objects() {
+        let read = async |body: &'static [u8]| match read_body(Body::from(body), 100).await {
+            Ok(_) => "",
+            Err(Error::Matrix { kind, .. }) => match *kind {
+                ErrorKind::NotJson => "M_NOT_JSON",
+                ErrorKind::BadJson => "M_BAD_JSON",
+                ErrorKind::TooLarge => "M_TOO_LARGE",
+                _ => "another",
+            },
+            Err(_) => "another",
+        };
+        let cases: &[(&[u8], &str)] = &[
+            (b"", ""),
+            (b"null", ""),
+            (b" {\"a\": 1.5} ", ""),
+            (b"[]", "M_BAD_JSON"),
+            (b"\"{}\"", "M_BAD_JSON"),
+            (b"{} {}", "M_NOT_JSON"),
+            (b"{\"a\":\"\xff\"}", "M_NOT_JSON"),
+            (b" ", "M_NOT_JSON"),
+            (&[b' '; 101], "M_TOO_LARGE"),
+        ];
+        for (body, expected) in cases {
+            assert_eq!(read(body).await, *expected, "{body:?}");
+        }
+    }
+}

@@ -9,6 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde_json::json;
+
 fn homing(folder: &tempfile::TempDir) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_homing"));
     let inherited = env::vars_os().map(|(name, _)| name);
@@ -73,6 +75,18 @@ impl Server {
         answer
     }
 
+    /// Sends a request with a JSON body; answers the JSON of the answer.
+    fn send(&self, head: &str, body: &serde_json::Value) -> serde_json::Value {
+        let body = body.to_string();
+        let mut stream = TcpStream::connect(self.address).unwrap();
+        let length = body.len();
+        write!(stream, "{head}\r\nContent-Length: {length}\r\n\r\n{body}").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (_, json) = answer.split_once("\r\n\r\n").unwrap();
+        serde_json::from_str(json).unwrap()
+    }
+
     fn signal(&self, name: &str) {
         let id = self.process.id().to_string();
         assert!(
@@ -95,8 +109,9 @@ impl Server {
             thread::sleep(Duration::from_millis(5));
         };
         let mut log = String::new();
-        let mut errors = self.process.stderr.take().unwrap();
-        errors.read_to_string(&mut log).unwrap();
+        if let Some(mut errors) = self.process.stderr.take() {
+            errors.read_to_string(&mut log).unwrap();
+        }
         (status.code(), log)
     }
 }
@@ -175,6 +190,50 @@ fn log_can_be_json() {
         assert!(line["message"].is_string(), "{line}");
     }
     assert!(log.contains("stopped"), "{log}");
+}
+
+#[test]
+fn secrets_stay_out_of_the_log() {
+    let folder = folder();
+    let log = folder.path().join("log");
+    let mut command = homing(&folder);
+    command.stderr(std::fs::File::create(&log).unwrap());
+    command.env("HOMING_LOGGING__FILTER", "trace");
+    command.env("HOMING_REGISTRATION__MODE", "open");
+    let mut server = Server::start(&mut command);
+    let post = |path: &str| format!("POST /_matrix/client/v3{path} HTTP/1.0");
+    let (password, wrong) = ("horse-battery-staple", "another-password");
+    let registered = server.send(
+        &post("/register"),
+        &json!({ "username": "alice", "password": password, "refresh_token": true, "auth": { "type": "m.login.dummy" } }),
+    );
+    let secret = |answer: &serde_json::Value, key: &str| answer[key].as_str().unwrap().to_owned();
+    let (token, refresh) = (secret(&registered, "access_token"), secret(&registered, "refresh_token"));
+    for password in [password, wrong] {
+        let user = json!({ "type": "m.id.user", "user": "alice" });
+        let login = json!({ "type": "m.login.password", "identifier": user, "password": password });
+        server.send(&post("/login"), &login);
+    }
+    let whoami = server.get(&format!("/_matrix/client/v3/account/whoami?access_token={token}"));
+    assert!(whoami.contains("@alice:localhost"), "{whoami}");
+    let authorized = format!("{}\r\nAuthorization: Bearer {token}", post("/createRoom"));
+    let topic = "what nobody else should read";
+    assert!(server.send(&authorized, &json!({ "topic": topic }))["room_id"].is_string());
+    // A body that cannot be read is not quoted in the log either.
+    server.send(&post("/login"), &json!({ "type": "m.login.password", "password": [wrong] }));
+    let refreshed = server.send(&post("/refresh"), &json!({ "refresh_token": refresh }));
+    let renewed = secret(&refreshed, "access_token");
+    server.signal("-TERM");
+    assert_eq!(server.end().0, Some(0));
+
+    let log = std::fs::read_to_string(log).unwrap();
+    assert!(log.contains("TRACE") || log.contains("DEBUG"), "the log says little:\n{log}");
+    let key = std::fs::read_to_string(folder.path().join("homing-data/signing.key")).unwrap();
+    let key = key.split_whitespace().nth(2).unwrap();
+    for secret in [password, wrong, &token, &refresh, &renewed, topic, key, "access_token="] {
+        let line = log.lines().find(|line| line.contains(secret));
+        assert!(line.is_none(), "{secret} is in the log: {line:?}");
+    }
 }
 
 fn run(command: &mut Command) -> Output {

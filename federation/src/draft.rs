@@ -23,7 +23,7 @@ use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 use sha2::{Digest, Sha256};
 
-use crate::{Error, Pdu, SigningKey, room_version};
+use crate::{Error, Pdu, SigningKey, event, room_version};
 
 /// The largest event, in bytes of its canonical JSON with hashes and signatures.
 pub const MAX_EVENT_BYTES: usize = 65_535;
@@ -149,6 +149,9 @@ impl Draft {
         let json = serde_json::to_string(&form).map_err(unserializable)?;
         within("event", json.len(), MAX_EVENT_BYTES)?;
 
+        // A redaction whose content says what it redacts needs no draft that says so too.
+        let redacts = self.redacts;
+        let redacts = redacts.or_else(|| event::redacts(&kind, &content, None, &rules.redaction));
         let has_room_id = self.room_id.is_some();
         let room_id = match self.room_id {
             Some(room_id) => room_id,
@@ -166,7 +169,7 @@ impl Draft {
             depth: self.depth,
             prev_events: self.prev_events.into(),
             auth_events: self.auth_events.into(),
-            redacts: self.redacts,
+            redacts,
             rejected: false,
             json: json.into(),
             has_room_id,

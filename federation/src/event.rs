@@ -148,7 +148,7 @@ impl Pdu {
 
 /// What a redaction redacts. A value that is no event id redacts nothing: such an event is valid,
 /// it just has no effect.
-fn redacts(
+pub(crate) fn redacts(
     kind: &TimelineEventType,
     content: &RawValue,
     top_level: Option<&RawValue>,

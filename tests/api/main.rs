@@ -44,3 +44,4 @@ mod sync_state;
 mod thumbnails;
 mod upgrade;
 mod visibility;
+mod wire;

@@ -45,6 +45,7 @@ const fn open(example: Example) -> Example {
 static EXAMPLES: &[Example] = &[
     open(get("/versions", "")),
     open(get("/.well-known/matrix/client", "")),
+    open(get("/.well-known/matrix/server", "")),
     open(get("/.well-known/matrix/support", "")),
     open(get("/auth_metadata", "")),
     open(get("/health", "")),
