@@ -76,7 +76,7 @@ impl Server {
     }
 
     /// Sends a request with a JSON body; answers the JSON of the answer.
-    fn send(&self, head: &str, body: &serde_json::Value) -> serde_json::Value {
+    fn exchange(&self, head: &str, body: &serde_json::Value) -> serde_json::Value {
         let body = body.to_string();
         let mut stream = TcpStream::connect(self.address).unwrap();
         let length = body.len();
@@ -203,7 +203,7 @@ fn secrets_stay_out_of_the_log() {
     let mut server = Server::start(&mut command);
     let post = |path: &str| format!("POST /_matrix/client/v3{path} HTTP/1.0");
     let (password, wrong) = ("horse-battery-staple", "another-password");
-    let registered = server.send(
+    let registered = server.exchange(
         &post("/register"),
         &json!({ "username": "alice", "password": password, "refresh_token": true, "auth": { "type": "m.login.dummy" } }),
     );
@@ -212,16 +212,16 @@ fn secrets_stay_out_of_the_log() {
     for password in [password, wrong] {
         let user = json!({ "type": "m.id.user", "user": "alice" });
         let login = json!({ "type": "m.login.password", "identifier": user, "password": password });
-        server.send(&post("/login"), &login);
+        server.exchange(&post("/login"), &login);
     }
     let whoami = server.get(&format!("/_matrix/client/v3/account/whoami?access_token={token}"));
     assert!(whoami.contains("@alice:localhost"), "{whoami}");
     let authorized = format!("{}\r\nAuthorization: Bearer {token}", post("/createRoom"));
     let topic = "what nobody else should read";
-    assert!(server.send(&authorized, &json!({ "topic": topic }))["room_id"].is_string());
+    assert!(server.exchange(&authorized, &json!({ "topic": topic }))["room_id"].is_string());
     // A body that cannot be read is not quoted in the log either.
-    server.send(&post("/login"), &json!({ "type": "m.login.password", "password": [wrong] }));
-    let refreshed = server.send(&post("/refresh"), &json!({ "refresh_token": refresh }));
+    server.exchange(&post("/login"), &json!({ "type": "m.login.password", "password": [wrong] }));
+    let refreshed = server.exchange(&post("/refresh"), &json!({ "refresh_token": refresh }));
     let renewed = secret(&refreshed, "access_token");
     server.signal("-TERM");
     assert_eq!(server.end().0, Some(0));
