@@ -442,6 +442,10 @@ impl IntoResponse for Error {
 /// What a client is told if a handler panics. To be used with tower's `CatchPanicLayer`.
 #[expect(clippy::needless_pass_by_value, reason = "tower gives it away")]
 #[must_use]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "that is how `CatchPanicLayer` calls it"
+)]
 pub fn panicked(panic: Box<dyn Any + Send>) -> Response {
     let cause = panic
         .downcast_ref::<&str>()

@@ -96,14 +96,15 @@ async fn send_once(
         ));
     }
     let room = app.member_room(room_id).await?;
-    let kind = match app.names.find_type(&app.db, &event.event_type).await? {
-        Some(kind) => kind,
-        None => {
-            check_new(&room, requester, &event.event_type, "")?;
-            app.names
-                .event_type(&app.db, &app.log, &event.event_type)
-                .await?
-        }
+    let known = app.names.find_type(&app.db, &event.event_type).await?;
+    let kind = if let Some(kind) = known {
+        kind
+    } else {
+        check_new(&room, requester, &event.event_type, "")?;
+        let names = &app.names;
+        names
+            .event_type(&app.db, &app.log, &event.event_type)
+            .await?
     };
     let txn = (requester.device, room.nid, kind, txn_id.into());
     // Of several requests at one time the others wait for the first.
