@@ -100,7 +100,7 @@ async fn send_once(
     let kind = if let Some(kind) = known {
         kind
     } else {
-        check_new(&room, requester, &event.event_type, "")?;
+        check_new(&room, requester, &event.event_type, None)?;
         let names = &app.names;
         names
             .event_type(&app.db, &app.log, &event.event_type)
@@ -113,7 +113,7 @@ async fn send_once(
         Err(waiting) => waiting,
     };
     rate_limit::check(app, Class::Messages, requester)?;
-    check_new(&room, requester, &event.event_type, "")?;
+    check_new(&room, requester, &event.event_type, None)?;
     let sent = append(app, &room, &Sender::with_txn(requester, txn_id), event).await;
     let event_id = match sent {
         Ok(appended) => appended.event_id,
@@ -143,7 +143,7 @@ async fn send_state_event(
     rate_limit::check(&app, Class::Messages, &requester)?;
     let room = app.member_room(&request.room_id).await?;
     let event_type = request.event_type.to_string();
-    check_new(&room, &requester, &event_type, &request.state_key)?;
+    check_new(&room, &requester, &event_type, Some(&request.state_key))?;
     let content = strict_json(request.body.json().get().as_bytes())?;
     let current = head::state_event(&app, &room, &request.event_type, &request.state_key).await?;
     if let Some(current) = current
@@ -169,8 +169,13 @@ async fn send_state_event(
 
 /// Refuses what no room takes, before its names are given integers: names that are too long, a second create event,
 /// and events of those who are not in the room, but for their own membership.
-fn check_new(room: &Room, requester: &Requester, event_type: &str, state_key: &str) -> Result<()> {
-    if event_type.len().max(state_key.len()) > MAX_FIELD_BYTES {
+fn check_new(
+    room: &Room,
+    requester: &Requester,
+    event_type: &str,
+    state_key: Option<&str>,
+) -> Result<()> {
+    if event_type.len().max(state_key.map_or(0, str::len)) > MAX_FIELD_BYTES {
         return Err(Error::too_large(format!(
             "types and state keys have at most {MAX_FIELD_BYTES} bytes"
         )));
@@ -178,7 +183,11 @@ fn check_new(room: &Room, requester: &Requester, event_type: &str, state_key: &s
     if event_type == "m.room.create" {
         return Err(Error::forbidden("a room is created only once"));
     }
-    if event_type != "m.room.member" && !room.seen().local.contains_key(&requester.user) {
+    let is_member = event_type == "m.room.member";
+    if is_member && state_key.is_none() {
+        return Err(Error::forbidden("a membership is a state"));
+    }
+    if !is_member && !room.seen().local.contains_key(&requester.user) {
         return Err(Error::forbidden(format!("you are not in {}", room.id)));
     }
     Ok(())

@@ -108,6 +108,7 @@ static EXAMPLES: &[Example] = &[
     open(get("/publicRooms", "limit=5&since=x&server=localhost")),
     Example { query: "server=localhost", ..post("/publicRooms", r#"{"limit":5,"since":"x","filter":{"generic_search_term":"a","room_types":[null,"m.space"]},"include_all_networks":false,"third_party_instance_id":"x"}"#) },
     open(get("/room_summary/{room_id_or_alias}", "via=localhost")),
+    open(get("/summary/{room_id_or_alias}", "via=localhost")),
     get("/rooms/{room_id}/hierarchy", "from=x&limit=5&max_depth=3&suggested_only=true"),
     get("/rooms/{room_id}/members", "at=t1_1&membership=join&not_membership=ban"),
     get("/rooms/{room_id}/state/{event_type}/{state_key}", "format=event"),
