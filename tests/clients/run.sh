@@ -62,7 +62,11 @@ hold() {
         echo "run.sh: $client failed against $server" >&2
         return 1
     fi
-    grep '^  \|conversation' "$dir/out"
+    if [ "$server" = homing ] && grep ' ERROR \|panicked' "$dir/out"; then
+        echo "run.sh: $client was served, but the server logged errors" >&2
+        return 1
+    fi
+    grep '^  [a-z ]*: [0-9]\|conversation was held' "$dir/out"
 }
 
 # The preparations set `conversation` to the command that holds it.
