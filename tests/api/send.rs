@@ -89,7 +89,7 @@ async fn the_rules_of_the_room_decide_what_may_be_sent() {
         json!({ "membership": "join" }),
     )
     .await
-    .fails(400, "M_BAD_JSON");
+    .fails(403, "M_FORBIDDEN");
     // Levels that are no integers.
     for levels in [
         json!({ "ban": "50" }),
