@@ -48,6 +48,7 @@ hold() {
     mkdir -p "$dir/data"
     case $server in
     homing)
+        [ -x "${CARGO_TARGET_DIR:-$root/target}/debug/homing" ] || { echo "run.sh: cargo build comes first" >&2; exit 2; }
         homing_config "$port" "$dir"
         HOMESERVER_COMMAND="${CARGO_TARGET_DIR:-$root/target}/debug/homing serve --config $dir/homing.toml"
         ;;

@@ -38,6 +38,8 @@ SLEEP = 30_000  # milliseconds that a sync may sleep; longer than the patience
 class Server:
     """The homeserver's process."""
 
+    process = None
+
     def start(self):
         self.process = subprocess.Popen(COMMAND, stdin=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
@@ -53,6 +55,8 @@ class Server:
                 time.sleep(0.05)
 
     def stop(self):
+        if self.process is None:
+            return
         self.process.send_signal(signal.SIGTERM)
         try:
             self.process.wait(timeout=30)
