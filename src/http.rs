@@ -440,7 +440,6 @@ impl IntoResponse for Error {
 }
 
 /// What a client is told if a handler panics. To be used with tower's `CatchPanicLayer`.
-#[expect(clippy::needless_pass_by_value, reason = "tower gives it away")]
 #[must_use]
 #[expect(
     clippy::needless_pass_by_value,
