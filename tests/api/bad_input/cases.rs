@@ -12,21 +12,18 @@ use super::{
 
 /// Instead of an argument in a path. What a URL cannot have is encoded.
 const BAD_ARGUMENTS: &[&str] = &[
-    "", "%20", "%00", "a%00b", "%ff", "%F0%9F%90%88", "%e2%80%ae", "a%2Fb", "%22", "%25", "%7B%7D", "..", "%2e%2e", ".",
-    "%2e%2e%2f%2e%2e%2fetc%2fpasswd", "'%20OR%20''='", "x');DROP%20TABLE%20event;--", "-1", "0", "1.5", "NaN", "*",
-    "99999999999999999999999", "9223372036854775808", "!", "@", "$", "%23", "!:", "@:", "!x:localhost", "@x:localhost",
-    "$x:localhost", "%23x:localhost", "@bob:elsewhere.example", "!x:elsewhere.example", "%23x:elsewhere.example",
-    "@bob:", "@bob:localhost:99999999", "@bob:[::1", "@%00:localhost", "!%00:localhost", "@BOB:localhost", "$%00",
-    "@%F0%9F%90%88:localhost", "null", "undefined", "m.room.create", "m.room.encrypted", "m.push_rules", "localhost",
+    "", "%20", "a%00b", "%ff", "%F0%9F%90%88", "a%2Fb", "%25", "%7B%7D", "..", "%2e%2e%2fetc%2fpasswd", "'%20OR%20''='",
+    "x');DROP%20TABLE%20event;--", "-1", "*", "99999999999999999999999", "!", "@:", "!x:localhost", "@x:localhost",
+    "$x:localhost", "%23x:localhost", "@bob:elsewhere.example", "!x:elsewhere.example", "@bob:localhost:99999999",
+    "@bob:[::1", "@BOB:localhost", "@%F0%9F%90%88:localhost", "null", "m.room.create", "m.push_rules",
 ];
 
 /// Instead of a value in a query.
 const BAD_VALUES: &[&str] = &[
-    "", "%00", "%ff", "%", "-1", "-0", "1.5", "1e9", "NaN", "0", "9007199254740993", "18446744073709551616", "null",
-    "'%20OR%20''='", "{", "{}", "[]", "%7B%22limit%22:-1%7D", "%7B%22types%22:%7B%7D%7D", "s", "s0_0_0", "t0_0",
-    "s9223372036854775807_0_0", "s-1_0_0", "t9223372036854775807_9223372036854775807",
-    "t-9223372036854775808_-9223372036854775808", "s18446744073709551615_1_1", "true", "False", "online", "b", "f",
-    "@bob:localhost", "!x:localhost", "%F0%9F%90%88",
+    "", "%00", "%ff", "%", "-1", "1.5", "NaN", "0", "9007199254740993", "18446744073709551616", "'%20OR%20''='", "{", "[]",
+    "%7B%22limit%22:-1%7D", "%7B%22types%22:%7B%7D%7D", "s9223372036854775807_0_0", "s-1_0_0",
+    "t9223372036854775807_9223372036854775807", "t-9223372036854775808_-9223372036854775808", "true", "@bob:localhost",
+    "%F0%9F%90%88",
 ];
 
 /// Whole queries.
@@ -38,18 +35,22 @@ const NOT_JSON: &[&[u8]] = &[b"{", b"nonsense", b"{\"a\":\"\xff\"}", b"{} {}", b
 /// What is JSON, but not an object.
 const NO_OBJECT: &[&str] = &["[]", "[[]]", "1", "-1.5e3", "\"text\"", "true", " [{}]"];
 
-/// A JSON string, list or object that is longer than anything wants, and others of the wrong type.
+/// Instead of a field of a body, one of each type.
 fn bad_nodes() -> Vec<Value> {
+    let long = "x".repeat(70_000);
+    vec![json!(null), json!(true), json!(-1), json!(""), json!("\0"), json!(long), json!([]), json!([null]), json!({})]
+}
+
+/// Further values that are tried where a field is not inside another one.
+fn worse_nodes() -> Vec<Value> {
     let mut deep = json!({});
     for _ in 0..120 {
         deep = json!({ "a": [deep] });
     }
     vec![
-        json!(null), json!(true), json!(-1), json!(1.5), json!(1e300), json!(9_007_199_254_740_993_u64), json!(u64::MAX),
-        json!(i64::MIN), json!(""), json!("\0"), json!("\u{202e}🐈"), json!("x".repeat(300)), json!("x".repeat(70_000)),
-        json!("@bob:elsewhere.example"), json!("@bob:localhost"), json!("m.room.create"), json!([]), json!({}),
-        json!([null]), json!([1, "a", {}]), json!({ "": {} }), json!({ "\0": "\0" }), json!({ "a": 1.5 }),
-        json!(vec!["@bob:localhost"; 2000]), deep,
+        json!(1.5), json!(9_007_199_254_740_993_u64), json!(u64::MAX), json!(i64::MIN), json!("\u{202e}🐈"),
+        json!("x".repeat(300)), json!("@bob:elsewhere.example"), json!("@bob:localhost"), json!("m.room.create"),
+        json!({ "\0": "\0" }), json!({ "a": 1.5 }), json!(vec!["@bob:localhost"; 2000]), deep,
     ]
 }
 
@@ -229,7 +230,9 @@ fn bad_queries(good: &Good<'_>) -> Vec<Case> {
 fn bad_bodies(good: &Good<'_>, body: &Value) -> Vec<Case> {
     let mut bodies = Vec::new();
     for pointer in pointers(body) {
-        for bad in bad_nodes() {
+        let is_outer = pointer.matches('/').count() == 1;
+        let worse = if is_outer { worse_nodes() } else { Vec::new() };
+        for bad in bad_nodes().into_iter().chain(worse) {
             let mut body = body.clone();
             *body.pointer_mut(&pointer).expect("a pointer into this body") = bad;
             bodies.push(body.to_string());
