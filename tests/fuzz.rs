@@ -11,17 +11,42 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _}
 const COUNT: usize = 20_000;
 /// Bits of text that may mean something somewhere.
 const WORDS: &[&str] = &[
-    "null", "true", "-1", "1e999", "1.5", "9007199254740992", "\"", "\\u0000", "\\ud800", "{", "}", "[]", ",", ":", "@a:b",
-    "\"\":", "\u{0}", "🐈", "_", "18446744073709551616",
+    "null",
+    "true",
+    "-1",
+    "1e999",
+    "1.5",
+    "9007199254740992",
+    "\"",
+    "\\u0000",
+    "\\ud800",
+    "{",
+    "}",
+    "[]",
+    ",",
+    ":",
+    "@a:b",
+    "\"\":",
+    "\u{0}",
+    "🐈",
+    "_",
+    "18446744073709551616",
 ];
 
 fn try_all(name: &str, target: fn(&[u8])) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds").join(name);
-    let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("fuzz/seeds")
+        .join(name);
+    let mut files: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
     files.sort();
     let seeds: Vec<_> = files.iter().map(|file| fs::read(file).unwrap()).collect();
     assert!(!seeds.is_empty());
-    seeds.iter().for_each(|seed| target(seed));
+    for seed in &seeds {
+        target(seed);
+    }
     let mut random = StdRng::seed_from_u64(1);
     for _ in 0..COUNT {
         let mut input = seeds.choose(&mut random).unwrap().clone();
@@ -38,7 +63,9 @@ fn damage(input: &mut Vec<u8>, random: &mut StdRng) {
     match random.random_range(0..4) {
         0 => drop(input.drain(start..end)),
         1 => drop(input.splice(start..start, input[start..end].to_vec())),
-        2 => input[start..end].iter_mut().for_each(|byte| *byte = random.random()),
+        2 => input[start..end]
+            .iter_mut()
+            .for_each(|byte| *byte = random.random()),
         _ => drop(input.splice(start..end, WORDS.choose(random).unwrap().bytes())),
     }
 }

@@ -208,29 +208,49 @@ fn secrets_stay_out_of_the_log() {
         &json!({ "username": "alice", "password": password, "refresh_token": true, "auth": { "type": "m.login.dummy" } }),
     );
     let secret = |answer: &serde_json::Value, key: &str| answer[key].as_str().unwrap().to_owned();
-    let (token, refresh) = (secret(&registered, "access_token"), secret(&registered, "refresh_token"));
+    let (token, refresh) = (
+        secret(&registered, "access_token"),
+        secret(&registered, "refresh_token"),
+    );
     for password in [password, wrong] {
         let user = json!({ "type": "m.id.user", "user": "alice" });
         let login = json!({ "type": "m.login.password", "identifier": user, "password": password });
         server.exchange(&post("/login"), &login);
     }
-    let whoami = server.get(&format!("/_matrix/client/v3/account/whoami?access_token={token}"));
+    let whoami = server.get(&format!(
+        "/_matrix/client/v3/account/whoami?access_token={token}"
+    ));
     assert!(whoami.contains("@alice:localhost"), "{whoami}");
     let authorized = format!("{}\r\nAuthorization: Bearer {token}", post("/createRoom"));
     let topic = "what nobody else should read";
     assert!(server.exchange(&authorized, &json!({ "topic": topic }))["room_id"].is_string());
     // A body that cannot be read is not quoted in the log either.
-    server.exchange(&post("/login"), &json!({ "type": "m.login.password", "password": [wrong] }));
+    server.exchange(
+        &post("/login"),
+        &json!({ "type": "m.login.password", "password": [wrong] }),
+    );
     let refreshed = server.exchange(&post("/refresh"), &json!({ "refresh_token": refresh }));
     let renewed = secret(&refreshed, "access_token");
     server.signal("-TERM");
     assert_eq!(server.end().0, Some(0));
 
     let log = std::fs::read_to_string(log).unwrap();
-    assert!(log.contains("TRACE") || log.contains("DEBUG"), "the log says little:\n{log}");
+    assert!(
+        log.contains("TRACE") || log.contains("DEBUG"),
+        "the log says little:\n{log}"
+    );
     let key = std::fs::read_to_string(folder.path().join("homing-data/signing.key")).unwrap();
     let key = key.split_whitespace().nth(2).unwrap();
-    for secret in [password, wrong, &token, &refresh, &renewed, topic, key, "access_token="] {
+    for secret in [
+        password,
+        wrong,
+        &token,
+        &refresh,
+        &renewed,
+        topic,
+        key,
+        "access_token=",
+    ] {
         let line = log.lines().find(|line| line.contains(secret));
         assert!(line.is_none(), "{secret} is in the log: {line:?}");
     }

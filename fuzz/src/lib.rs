@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use homing::{filter::parse, token::Token};
 use homing_federation::{
-    Draft, Error, Pdu, SigningKey, auth_types_for_event, authorize, redact, room_version, strict_json,
+    Draft, Error, Pdu, SigningKey, auth_types_for_event, authorize, redact, room_version,
+    strict_json,
 };
 use ruma::{
-    CanonicalJsonObject, CanonicalJsonValue, EventId, MilliSecondsSinceUnixEpoch, RoomId, UInt, UserId, server_name,
-    room_version_rules::RoomVersionRules, signatures::reference_hash,
+    CanonicalJsonObject, CanonicalJsonValue, EventId, MilliSecondsSinceUnixEpoch, RoomId, UInt,
+    UserId, room_version_rules::RoomVersionRules, server_name, signatures::reference_hash,
 };
 
 const KEY: &str = "ed25519 a AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
@@ -19,16 +20,25 @@ const ROOM: &str = "!31hneApxJ_1o-63DmFrpeqnkFfWppnzWso1JvH3ogLM";
 /// it becomes an event that every server reads in the same way.
 pub fn event(data: &[u8]) {
     let versions = room_version::creatable();
-    let rules = room_version::rules(&versions[data.len() % versions.len()]).expect("a known version");
+    let rules =
+        room_version::rules(&versions[data.len() % versions.len()]).expect("a known version");
     if let Ok(text) = std::str::from_utf8(data)
         && let Ok(pdu) = Pdu::from_canonical(EventId::parse(ID).expect("an id"), text, rules)
     {
         examine(&pdu, rules);
     }
-    let Ok(object) = strict_json(data) else { return };
+    let Ok(object) = strict_json(data) else {
+        return;
+    };
     let text = serde_json::to_string(&object).expect("canonical JSON is JSON");
-    assert_eq!(strict_json(text.as_bytes()).expect("it was read before"), object);
-    assert_eq!(serde_json::from_str::<CanonicalJsonObject>(&text).expect("others read it too"), object);
+    assert_eq!(
+        strict_json(text.as_bytes()).expect("it was read before"),
+        object
+    );
+    assert_eq!(
+        serde_json::from_str::<CanonicalJsonObject>(&text).expect("others read it too"),
+        object
+    );
     if let Some(draft) = draft(&object, rules) {
         send(draft, rules);
     }
@@ -40,9 +50,12 @@ fn draft(object: &CanonicalJsonObject, rules: &RoomVersionRules) -> Option<Draft
         Some(CanonicalJsonValue::String(text)) => Some(text.clone()),
         _ => None,
     };
-    let CanonicalJsonValue::Object(content) = object.get("content")? else { return None };
+    let CanonicalJsonValue::Object(content) = object.get("content")? else {
+        return None;
+    };
     let event_type = string("type")?;
-    let makes_room_id = event_type == "m.room.create" && !rules.event_format.require_room_create_room_id;
+    let makes_room_id =
+        event_type == "m.room.create" && !rules.event_format.require_room_create_room_id;
     let redacts = string("redacts").filter(|_| event_type == "m.room.redaction");
     Some(Draft {
         room_id: (!makes_room_id).then(|| RoomId::parse(ROOM).expect("an id")),
@@ -69,10 +82,15 @@ fn send(draft: Draft, rules: &RoomVersionRules) {
     };
     assert!(pdu.json.len() <= 65_535);
     let object = strict_json(pdu.json.as_bytes()).expect("an event is strict JSON");
-    assert_eq!(serde_json::to_string(&object).expect("JSON"), *pdu.json, "an event is canonical JSON");
+    assert_eq!(
+        serde_json::to_string(&object).expect("JSON"),
+        *pdu.json,
+        "an event is canonical JSON"
+    );
     let hash = reference_hash(&object, rules).expect("an event has a hash");
     assert_eq!(pdu.event_id.as_str(), format!("${hash}"));
-    let read = Pdu::from_canonical(pdu.event_id.clone(), pdu.json.clone(), rules).expect("an event is read");
+    let read = Pdu::from_canonical(pdu.event_id.clone(), pdu.json.clone(), rules)
+        .expect("an event is read");
     assert_eq!((&read.room_id, &read.redacts), (&pdu.room_id, &pdu.redacts));
     let once = redact(&read, rules).expect("an event is redacted");
     let twice = redact(&once, rules).expect("a redacted event is redacted");
@@ -92,7 +110,8 @@ fn examine(pdu: &Pdu, rules: &RoomVersionRules) {
     let itself = Pdu::from_canonical(pdu.event_id.clone(), pdu.json.clone(), rules);
     if let Ok(itself) = itself.map(Arc::new) {
         let state = |kind: &ruma::events::StateEventType, key: &str| {
-            let same = itself.kind.to_string() == kind.to_string() && itself.state_key.as_deref() == Some(key);
+            let same = itself.kind.to_string() == kind.to_string()
+                && itself.state_key.as_deref() == Some(key);
             same.then(|| Arc::clone(&itself))
         };
         let _ = authorize(rules, pdu, state);
@@ -101,16 +120,23 @@ fn examine(pdu: &Pdu, rules: &RoomVersionRules) {
 
 /// Reads `data` as a filter. What is read can be stored and read again.
 pub fn filter(data: &[u8]) {
-    let Ok(text) = std::str::from_utf8(data) else { return };
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
     let Ok(filter) = parse(text) else { return };
     let stored = serde_json::to_string(&filter).expect("a filter is JSON");
     let again = parse(&stored).expect("a stored filter is read");
-    assert_eq!(serde_json::to_string(&again).expect("a filter is JSON"), stored);
+    assert_eq!(
+        serde_json::to_string(&again).expect("a filter is JSON"),
+        stored
+    );
 }
 
 /// Reads `data` as a token. Only what this server prints is read.
 pub fn token(data: &[u8]) {
-    let Ok(text) = std::str::from_utf8(data) else { return };
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
     if let Ok(token) = text.parse::<Token>() {
         assert_eq!(token.to_string(), text);
     }

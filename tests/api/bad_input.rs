@@ -80,7 +80,8 @@ async fn endpoints(server: &TestServer) -> Vec<(Endpoint, Person<'_>)> {
     server.register("bob").await;
     let endpoints = homing::client_server::routes().endpoints().to_vec();
     assert!(endpoints.len() > 20, "only {}", endpoints.len());
-    let people = (0..endpoints.len()).map(|n| async move { Person::new(server, &format!("p{n}")).await });
+    let people =
+        (0..endpoints.len()).map(|n| async move { Person::new(server, &format!("p{n}")).await });
     let people: Vec<_> = stream::iter(people).buffered(4).collect().await;
     endpoints.into_iter().zip(people).collect()
 }
@@ -102,8 +103,18 @@ async fn send_all(server: &TestServer, cases: Vec<Case>) -> Vec<Case> {
         .iter()
         .filter_map(|(case, result)| Some(format!("{}\n    {case}", result.as_ref().err()?)))
         .collect();
-    let shown = wrong.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("\n");
-    assert!(wrong.is_empty(), "{} of {} answers are wrong:\n{shown}", wrong.len(), results.len());
+    let shown = wrong
+        .iter()
+        .take(SHOWN)
+        .cloned()
+        .collect::<Vec<_>>()
+        .join("\n");
+    assert!(
+        wrong.is_empty(),
+        "{} of {} answers are wrong:\n{shown}",
+        wrong.len(),
+        results.len()
+    );
     let refused = |(case, result): (Case, Result<u16, String>)| (result >= Ok(400)).then_some(case);
     results.into_iter().filter_map(refused).collect()
 }
@@ -119,7 +130,11 @@ async fn send(http: &Http, server: &TestServer, case: &Case) -> Result<u16, Stri
     let request = request.body(Full::new(case.body.clone()));
     let request = request.map_err(|error| format!("the test itself is wrong: {error}"))?;
     let exchange = async {
-        let (parts, body) = http.request(request).await.map_err(|error| format!("{error:?}"))?.into_parts();
+        let (parts, body) = http
+            .request(request)
+            .await
+            .map_err(|error| format!("{error:?}"))?
+            .into_parts();
         let body = body.collect().await.map_err(|error| format!("{error:?}"))?;
         Ok::<_, String>((parts, body.to_bytes()))
     };
@@ -128,7 +143,11 @@ async fn send(http: &Http, server: &TestServer, case: &Case) -> Result<u16, Stri
     let status = parts.status.as_u16();
     let body: Value = serde_json::from_slice(&body).unwrap_or_default();
     let answer = format!("{status} {body}");
-    if parts.headers.get("access-control-allow-origin").is_none_or(|origin| origin != "*") {
+    if parts
+        .headers
+        .get("access-control-allow-origin")
+        .is_none_or(|origin| origin != "*")
+    {
         return Err(format!("{answer} cannot be read by browsers"));
     }
     let code = body["errcode"].as_str();
@@ -142,7 +161,11 @@ async fn send(http: &Http, server: &TestServer, case: &Case) -> Result<u16, Stri
             status == wanted && code.is_some() && (wanted_code.is_none() || code == wanted_code)
         }
     };
-    if good { Ok(status) } else { Err(format!("{answer} instead of {}", case.expected)) }
+    if good {
+        Ok(status)
+    } else {
+        Err(format!("{answer} instead of {}", case.expected))
+    }
 }
 
 impl fmt::Display for Expected {
@@ -174,7 +197,9 @@ async fn what_must_be_refused_is_refused_and_changes_nothing() {
     let server = TestServer::start().await;
     let endpoints = endpoints(&server).await;
     let before = database::contents(&server.app).await;
-    let cases = endpoints.iter().flat_map(|(endpoint, person)| cases::refused(endpoint, person));
+    let cases = endpoints
+        .iter()
+        .flat_map(|(endpoint, person)| cases::refused(endpoint, person));
     send_all(&server, cases.collect()).await;
     database::assert_same(&before, &database::contents(&server.app).await);
 }
@@ -183,7 +208,9 @@ async fn what_must_be_refused_is_refused_and_changes_nothing() {
 async fn bad_values_break_nothing() {
     let server = TestServer::start().await;
     let endpoints = endpoints(&server).await;
-    let cases = endpoints.iter().flat_map(|(endpoint, person)| cases::doubtful(endpoint, person));
+    let cases = endpoints
+        .iter()
+        .flat_map(|(endpoint, person)| cases::doubtful(endpoint, person));
     refusals_change_nothing(&server, cases.collect()).await;
 }
 

@@ -49,7 +49,7 @@ async fn bad_logins_are_refused() {
     let password = |identifier: Value| json!({ "type": "m.login.password", "password": PASSWORD, "identifier": identifier });
     let cases = [
         (json!({}), 400, "M_MISSING_PARAM"),
-        (json!([]), 400, "M_MISSING_PARAM"),
+        (json!([]), 400, "M_BAD_JSON"),
         (json!({ "type": 1 }), 400, "M_BAD_JSON"),
         (json!({ "type": "m.login.unheard" }), 400, "M_UNKNOWN"),
         (

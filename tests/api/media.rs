@@ -295,15 +295,16 @@ async fn nobody_finds_what_is_not_there() {
             "localhost/..%2F..%2Fhoming.db",
             "localhost/%2e%2e%2f%2e%2e%2fsigning.key",
             "localhost/..%5c..",
-            "localhost/a%00b",
             "localhost/%C3%A4",
             "elsewhere.org/abc",
         ] {
             let path = format!("/_matrix/client/v1/media/{what}/{name}{query}");
             alice.get(&path).await.fails(404, "M_NOT_FOUND");
         }
-        let path = format!("/_matrix/client/v1/media/{what}/..%2F..%2Fetc/passwd{query}");
-        alice.get(&path).await.fails(400, "M_INVALID_PARAM");
+        for name in ["..%2F..%2Fetc/passwd", "localhost/a%00b"] {
+            let path = format!("/_matrix/client/v1/media/{what}/{name}{query}");
+            alice.get(&path).await.fails(400, "M_INVALID_PARAM");
+        }
         let path = format!("{}{query}", self::path(what, &uri));
         let answer = server.request(Method::GET, &path, None, None).await;
         answer.fails(401, "M_MISSING_TOKEN");

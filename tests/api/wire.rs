@@ -17,7 +17,9 @@ const TIME_LIMIT: Duration = Duration::from_secs(30);
 
 /// Sends bytes and then no more; answers all that comes back.
 async fn exchange(server: &TestServer, sent: &[u8]) -> String {
-    let mut stream = TcpStream::connect(server.address).await.expect("the server accepts");
+    let mut stream = TcpStream::connect(server.address)
+        .await
+        .expect("the server accepts");
     // The server may close before it has read everything.
     let _ = stream.write_all(sent).await;
     let _ = stream.shutdown().await;
@@ -35,25 +37,45 @@ fn status(answer: &str) -> &str {
 #[tokio::test]
 async fn bad_heads_are_refused() {
     let server = TestServer::start().await;
-    let get = |rest: &str| format!("GET /_matrix/client/versions HTTP/1.1\r\nHost: localhost\r\n{rest}\r\n\r\n");
+    let get = |rest: &str| {
+        format!("GET /_matrix/client/versions HTTP/1.1\r\nHost: localhost\r\n{rest}\r\n\r\n")
+    };
     let many: String = (0..2000).map(|n| format!("X-{n}: 1\r\n")).collect();
     let cases = [
         (get(&many), "HTTP/1.1 431"),
         (get(&format!("X: {}", "x".repeat(200_000))), "HTTP/1.1 431"),
-        (get("Content-Length: 5\r\nContent-Length: 6"), "HTTP/1.1 400"),
+        (
+            get("Content-Length: 5\r\nContent-Length: 6"),
+            "HTTP/1.1 400",
+        ),
         (get("Content-Length: -1"), "HTTP/1.1 400"),
-        (get("Content-Length: 99999999999999999999999"), "HTTP/1.1 400"),
+        (
+            get("Content-Length: 99999999999999999999999"),
+            "HTTP/1.1 400",
+        ),
         (get("Transfer-Encoding: chunked, nonsense"), "HTTP/1.1 400"),
         (get("no colon"), "HTTP/1.1 400"),
         (get("X: \0"), "HTTP/1.1 400"),
-        (format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(70_000)), "HTTP/1.1 431"),
+        (
+            format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(70_000)),
+            "HTTP/1.1 431",
+        ),
         ("GET / HTTP/9.9\r\n\r\n".to_owned(), "HTTP/1.1 400"),
         ("\0\0\0\0\r\n\r\n".to_owned(), "HTTP/1.1 400"),
         ("GET /\u{e9} HTTP/1.1\r\n\r\n".to_owned(), "HTTP/1.1 404"),
-        ("GET /_matrix/client/../../../etc/passwd HTTP/1.1\r\n\r\n".to_owned(), "HTTP/1.1 404"),
-        ("GET http://elsewhere.example/_matrix/client/versions HTTP/1.1\r\n\r\n".to_owned(), "HTTP/1.1 200"),
+        (
+            "GET /_matrix/client/../../../etc/passwd HTTP/1.1\r\n\r\n".to_owned(),
+            "HTTP/1.1 404",
+        ),
+        (
+            "GET http://elsewhere.example/_matrix/client/versions HTTP/1.1\r\n\r\n".to_owned(),
+            "HTTP/1.1 200",
+        ),
         ("OPTIONS * HTTP/1.1\r\n\r\n".to_owned(), "HTTP/1.1 200"),
-        ("CONNECT localhost:22 HTTP/1.1\r\n\r\n".to_owned(), "HTTP/1.1 404"),
+        (
+            "CONNECT localhost:22 HTTP/1.1\r\n\r\n".to_owned(),
+            "HTTP/1.1 404",
+        ),
         (get("X: fine"), "HTTP/1.1 200"),
     ];
     for (sent, expected) in cases {
@@ -82,7 +104,10 @@ async fn bodies_that_break_off_change_nothing() {
     ] {
         let answer = exchange(&server, format!("{head}{rest}").as_bytes()).await;
         assert!(!answer.contains("event_id"), "{rest}: {answer}");
-        assert!(["", "HTTP/1.1 400"].contains(&status(&answer)), "{rest}: {answer}");
+        assert!(
+            ["", "HTTP/1.1 400"].contains(&status(&answer)),
+            "{rest}: {answer}"
+        );
     }
     assert_eq!(server.app.head(), before);
     // What comes after a body of the wrong length is no second request of the same person.
@@ -95,30 +120,55 @@ async fn bodies_that_break_off_change_nothing() {
 async fn a_refused_body_does_not_cost_the_connection() {
     let server = TestServer::start().await;
     let body = "x".repeat(5000);
-    let refused = format!(
-        "POST /_matrix/client/v3/createRoom HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer wrong\r\nContent-Length: 5000\r\n\r\n"
-    );
-    let mut stream = TcpStream::connect(server.address).await.expect("the server accepts");
-    stream.write_all(refused.as_bytes()).await.expect("the head is read");
+    let refused = "POST /_matrix/client/v3/createRoom HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer wrong\r\nContent-Length: 5000\r\n\r\n";
+    let mut stream = TcpStream::connect(server.address)
+        .await
+        .expect("the server accepts");
+    stream
+        .write_all(refused.as_bytes())
+        .await
+        .expect("the head is read");
     // Most clients send head and body apart.
     tokio::task::yield_now().await;
-    stream.write_all(body.as_bytes()).await.expect("the body is read");
+    stream
+        .write_all(body.as_bytes())
+        .await
+        .expect("the body is read");
     let next = "GET /_matrix/client/versions HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
-    stream.write_all(next.as_bytes()).await.expect("the next head is read");
+    stream
+        .write_all(next.as_bytes())
+        .await
+        .expect("the next head is read");
     let mut answer = String::new();
     let read = timeout(TIME_LIMIT, stream.read_to_string(&mut answer)).await;
-    read.expect("the server answers in time").expect("the answer is whole");
-    assert!(answer.starts_with("HTTP/1.1 401") && answer.contains("HTTP/1.1 200"), "{answer}");
+    read.expect("the server answers in time")
+        .expect("the answer is whole");
+    assert!(
+        answer.starts_with("HTTP/1.1 401") && answer.contains("HTTP/1.1 200"),
+        "{answer}"
+    );
 }
 
 #[tokio::test]
 async fn requests_in_a_row_are_answered_in_a_row() {
     let server = TestServer::start().await;
     let paths = ["/_matrix/client/versions", "/nothing"];
-    let sent: String = paths.iter().cycle().take(100).map(|path| format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")).collect();
+    let sent: String = paths
+        .iter()
+        .cycle()
+        .take(100)
+        .map(|path| format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n"))
+        .collect();
     let answer = exchange(&server, sent.as_bytes()).await;
-    let statuses: Vec<_> = answer.match_indices("HTTP/1.1 ").map(|(at, _)| status(&answer[at..])).collect();
-    let expected: Vec<_> = ["HTTP/1.1 200", "HTTP/1.1 404"].into_iter().cycle().take(100).collect();
+    let statuses: Vec<_> = answer
+        .match_indices("HTTP/1.1 ")
+        .map(|(at, _)| status(&answer[at..]))
+        .collect();
+    let expected: Vec<_> = ["HTTP/1.1 200", "HTTP/1.1 404"]
+        .into_iter()
+        .cycle()
+        .take(100)
+        .collect();
     assert_eq!(statuses, expected);
 }
 
@@ -129,9 +179,16 @@ async fn a_thousand_idle_connections_are_no_trouble() {
     let server = TestServer::start().await;
     let mut idle = Vec::new();
     for _ in 0..1000 {
-        idle.push(TcpStream::connect(server.address).await.expect("the server accepts"));
+        idle.push(
+            TcpStream::connect(server.address)
+                .await
+                .expect("the server accepts"),
+        );
     }
     let asked = server.request(Method::GET, "/_matrix/client/versions", None, None);
-    timeout(TIME_LIMIT, asked).await.expect("the server answers in time").ok();
+    timeout(TIME_LIMIT, asked)
+        .await
+        .expect("the server answers in time")
+        .ok();
     drop(idle);
 }

@@ -6,6 +6,7 @@ use reqwest::Method;
 use super::Person;
 
 /// What is good for an endpoint, besides the arguments in its path.
+#[derive(Clone, Copy)]
 pub struct Example {
     method: &'static str,
     /// The end of its newest path.
@@ -18,27 +19,55 @@ pub struct Example {
 }
 
 /// Nothing but arguments in the path.
-const PLAIN: Example = Example { method: "GET", path: "", query: "", body: None, open: false };
+const PLAIN: Example = Example {
+    method: "GET",
+    path: "",
+    query: "",
+    body: None,
+    open: false,
+};
 
 const fn get(path: &'static str, query: &'static str) -> Example {
-    Example { method: "GET", path, query, ..PLAIN }
+    Example {
+        method: "GET",
+        path,
+        query,
+        ..PLAIN
+    }
 }
 
 const fn post(path: &'static str, body: &'static str) -> Example {
-    Example { method: "POST", path, body: Some(body), ..PLAIN }
+    Example {
+        method: "POST",
+        path,
+        body: Some(body),
+        ..PLAIN
+    }
 }
 
 const fn put(path: &'static str, body: &'static str) -> Example {
-    Example { method: "PUT", path, body: Some(body), ..PLAIN }
+    Example {
+        method: "PUT",
+        path,
+        body: Some(body),
+        ..PLAIN
+    }
 }
 
 /// A `POST` or `PUT` that reads no JSON, or whose endpoint has nothing in its body.
 const fn bare(method: &'static str, path: &'static str) -> Example {
-    Example { method, path, ..PLAIN }
+    Example {
+        method,
+        path,
+        ..PLAIN
+    }
 }
 
 const fn open(example: Example) -> Example {
-    Example { open: true, ..example }
+    Example {
+        open: true,
+        ..example
+    }
 }
 
 #[rustfmt::skip]
@@ -86,7 +115,7 @@ static EXAMPLES: &[Example] = &[
     put("/admin/lock/{user_id}", r#"{"locked":true}"#),
     put("/admin/suspend/{user_id}", r#"{"suspended":true}"#),
     // Rooms
-    post("/createRoom", r##"{"name":"Room","topic":"Talk","preset":"private_chat","visibility":"private","room_alias_name":"alias-of-{user_id}","is_direct":true,"invite":["@bob:localhost"],"invite_3pid":[],"room_version":"12","creation_content":{"m.federate":true},"initial_state":[{"type":"m.room.guest_access","state_key":"","content":{"guest_access":"can_join"}}],"power_level_content_override":{"users_default":0,"events":{"m.room.name":50},"users":{"@bob:localhost":10}}}"##),
+    post("/createRoom", r#"{"name":"Room","topic":"Talk","preset":"private_chat","visibility":"private","room_alias_name":"alias-of-{user_id}","is_direct":true,"invite":["@bob:localhost"],"invite_3pid":[],"room_version":"12","creation_content":{"m.federate":true},"initial_state":[{"type":"m.room.guest_access","state_key":"","content":{"guest_access":"can_join"}}],"power_level_content_override":{"users_default":0,"events":{"m.room.name":50},"users":{"@bob:localhost":10}}}"#),
     post("/rooms/{room_id}/invite", r#"{"user_id":"@bob:localhost","reason":"please"}"#),
     post("/rooms/{room_id}/join", r#"{"reason":"hello"}"#),
     Example { query: "via=localhost&server_name=localhost", ..post("/join/{room_id_or_alias}", r#"{"reason":"hello"}"#) },
@@ -185,9 +214,14 @@ static EXAMPLES: &[Example] = &[
 /// The example for an endpoint. One that takes a body must have one.
 pub fn find(method: &Method, endpoint: &Endpoint) -> &'static Example {
     let path = endpoint.paths.last().expect("an endpoint has a path");
-    let fits = |example: &&Example| example.method == method.as_str() && path.ends_with(example.path);
+    let fits =
+        |example: &&Example| example.method == method.as_str() && path.ends_with(example.path);
     // The longest is the nearest.
-    match EXAMPLES.iter().filter(fits).max_by_key(|example| example.path.len()) {
+    match EXAMPLES
+        .iter()
+        .filter(fits)
+        .max_by_key(|example| example.path.len())
+    {
         Some(example) => example,
         None if *method == Method::POST || *method == Method::PUT => {
             panic!("{method} {path} needs an example of a good body")
@@ -223,7 +257,9 @@ pub fn argument(name: &str, person: &Person<'_>) -> String {
 
 /// Puts good values into the text of an example.
 pub fn fill(text: &str, person: &Person<'_>) -> String {
-    ["room_id", "user_id", "event_id"].iter().fold(text.to_owned(), |text, name| {
-        text.replace(&format!("{{{name}}}"), &argument(name, person))
-    })
+    ["room_id", "user_id", "event_id"]
+        .iter()
+        .fold(text.to_owned(), |text, name| {
+            text.replace(&format!("{{{name}}}"), &argument(name, person))
+        })
 }

@@ -15,25 +15,58 @@ use super::{
 
 /// The ends of the paths of the requests that are damaged.
 const VICTIMS: &[&str] = &[
-    "/createRoom", "/send/{event_type}/{txn_id}", "/state/{event_type}/{state_key}", "/filter",
-    "/pushrules/global/{kind}/{rule_id}", "/sync", "/search", "/register",
+    "/createRoom",
+    "/send/{event_type}/{txn_id}",
+    "/state/{event_type}/{state_key}",
+    "/filter",
+    "/pushrules/global/{kind}/{rule_id}",
+    "/sync",
+    "/search",
+    "/register",
 ];
 /// How many damaged requests there are in all.
 const COUNT: usize = 2000;
 /// Bits of text that may mean something somewhere.
 const WORDS: &[&str] = &[
-    "null", "true", "-1", "1e999", "9007199254740993", "\"", "\\", "\\u0000", "\\ud800", "{", "}", "[", "]", ",", ":",
-    "m.room.create", "m.room.member", "m.room.power_levels", "@bob:localhost", "100", "\"users\"", "\u{0}", "🐈", " ",
+    "null",
+    "true",
+    "-1",
+    "1e999",
+    "9007199254740993",
+    "\"",
+    "\\",
+    "\\u0000",
+    "\\ud800",
+    "{",
+    "}",
+    "[",
+    "]",
+    ",",
+    ":",
+    "m.room.create",
+    "m.room.member",
+    "m.room.power_levels",
+    "@bob:localhost",
+    "100",
+    "\"users\"",
+    "\u{0}",
+    "🐈",
+    " ",
 ];
 
 /// Damaged requests to each of the victims that is an endpoint.
 pub fn cases(endpoints: &[(Endpoint, Person<'_>)]) -> Vec<Case> {
     let mut random = StdRng::seed_from_u64(2);
     let is_victim = |good: &Good<'_>| VICTIMS.iter().any(|victim| good.path().ends_with(victim));
-    let victims: Vec<Good<'_>> =
-        endpoints.iter().flat_map(|(endpoint, person)| Good::all(endpoint, person)).filter(is_victim).collect();
+    let victims: Vec<Good<'_>> = endpoints
+        .iter()
+        .flat_map(|(endpoint, person)| Good::all(endpoint, person))
+        .filter(is_victim)
+        .collect();
     assert!(!victims.is_empty());
-    (0..COUNT).map(|n| damaged(&victims[n % victims.len()], &mut random)).collect()
+    (0..COUNT)
+        .map(|n| damaged(&victims[n % victims.len()], &mut random))
+        .collect()
 }
 
 fn damaged(good: &Good<'_>, random: &mut StdRng) -> Case {
@@ -62,8 +95,21 @@ fn damage_value(value: &mut Value, random: &mut StdRng) {
     let (Some(to), Some(from)) = (pointers.choose(random), pointers.choose(random)) else {
         return;
     };
-    let small = [json!(null), json!(-1), json!(1.5), json!(100), json!(""), json!([]), json!({}), json!("@bob:localhost")];
-    let part = if random.random_bool(0.5) { value.pointer(from).cloned() } else { small.choose(random).cloned() };
+    let small = [
+        json!(null),
+        json!(-1),
+        json!(1.5),
+        json!(100),
+        json!(""),
+        json!([]),
+        json!({}),
+        json!("@bob:localhost"),
+    ];
+    let part = if random.random_bool(0.5) {
+        value.pointer(from).cloned()
+    } else {
+        small.choose(random).cloned()
+    };
     if let (Some(place), Some(part)) = (value.pointer_mut(to), part) {
         *place = part;
     }
@@ -94,5 +140,14 @@ fn damage_text(text: &[u8], random: &mut StdRng) -> Vec<u8> {
 /// Encodes what a URL cannot have.
 fn encode(query: &[u8]) -> String {
     let keep = |byte: u8| byte.is_ascii_alphanumeric() || b"&=%+-_.~!*'():@$,[]".contains(&byte);
-    query.iter().map(|byte| if keep(*byte) { char::from(*byte).to_string() } else { format!("%{byte:02X}") }).collect()
+    query
+        .iter()
+        .map(|byte| {
+            if keep(*byte) {
+                char::from(*byte).to_string()
+            } else {
+                format!("%{byte:02X}")
+            }
+        })
+        .collect()
 }
