@@ -30,6 +30,7 @@ use crate::{
     error::{Error, Result},
     listen::ClientAddress,
     log::AppendError,
+    storage,
 };
 
 /// The largest body of a request, in bytes, where a route does not say otherwise.
@@ -421,6 +422,8 @@ impl IntoResponse for Error {
                 message,
             } => matrix_response(status, *kind, message),
             Self::Uiaa(info) => (StatusCode::UNAUTHORIZED, Json(*info)).into_response(),
+            Self::Append(AppendError::NullCharacter) => null_character(),
+            Self::Database(error) if storage::is_null_character(&error) => null_character(),
             Self::Append(AppendError::Closed | AppendError::Busy) => matrix_response(
                 StatusCode::SERVICE_UNAVAILABLE,
                 ErrorKind::Unknown,
@@ -437,6 +440,10 @@ impl IntoResponse for Error {
             }
         }
     }
+}
+
+fn null_character() -> Response {
+    Error::bad_json("null characters mean nothing here").into_response()
 }
 
 /// What a client is told if a handler panics. To be used with tower's `CatchPanicLayer`.

@@ -85,6 +85,9 @@ pub enum AppendError {
     /// A [`Write::Expect`] met another number of rows.
     #[error("the rows were not as expected")]
     Unexpected,
+    /// A text has a null character, which cannot be stored.
+    #[error("a text has a null character")]
+    NullCharacter,
     /// The database failed.
     #[error("the database failed: {0}")]
     Database(Arc<storage::Error>),
@@ -170,7 +173,12 @@ impl Place<'_> {
     #[must_use]
     pub fn append(self, change: Change) -> Pending {
         let (answer, pending) = oneshot::channel();
-        self.0.send(Entry { change, answer });
+        if change.writes.iter().any(Write::has_null_character) {
+            // The caller holds the other end.
+            drop(answer.send(Err(AppendError::NullCharacter)));
+        } else {
+            self.0.send(Entry { change, answer });
+        }
         Pending(pending)
     }
 }

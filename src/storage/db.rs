@@ -115,6 +115,30 @@ pub enum Arg {
     Position(u32),
 }
 
+impl Arg {
+    /// Whether this is text with a null character, which PostgreSQL cannot take.
+    pub(crate) fn has_null_character(&self) -> bool {
+        match self {
+            Self::Text(text) => text.as_ref().is_some_and(|text| text.contains('\0')),
+            Self::Texts(texts) => texts.iter().any(|text| text.contains('\0')),
+            Self::Int(_) | Self::Blob(_) | Self::Bool(_) | Self::Ints(_) | Self::Position(_) => {
+                false
+            }
+        }
+    }
+}
+
+/// A text with a null character was to be stored or looked for. Both databases refuse it, so that both are alike.
+#[derive(Debug, thiserror::Error)]
+#[error("a text has a null character")]
+struct NullCharacter;
+
+/// Whether a read failed only because a text to look for has a null character.
+#[must_use]
+pub fn is_null_character(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Encode(cause) if cause.is::<NullCharacter>())
+}
+
 macro_rules! arg_from {
     ($($from:ty, $value:ident => $arg:expr;)+) => {
         $(impl From<$from> for Arg {
@@ -319,6 +343,9 @@ impl Db {
 
     /// All rows that the query answers.
     pub async fn rows(&self, sql: &'static Sql, args: Vec<Arg>) -> Result<Vec<Row>> {
+        if args.iter().any(Arg::has_null_character) {
+            return Err(sqlx::Error::Encode(Box::new(NullCharacter)));
+        }
         let started = Instant::now();
         let rows = match &self.driver {
             Driver::Sqlite { readers, .. } => bind_sqlite(sqlx::query(sql.sqlite), args)

@@ -42,6 +42,12 @@ impl Write {
             }
         }
     }
+
+    /// Whether there is text in it that cannot be stored.
+    pub(crate) fn has_null_character(&self) -> bool {
+        let (Self::Insert(_, args) | Self::Run(_, args) | Self::Expect(_, args, _)) = self;
+        args.iter().any(Arg::has_null_character)
+    }
 }
 
 /// Why a transaction could not be applied.

@@ -220,3 +220,18 @@ async fn mutated_requests_break_nothing() {
     let endpoints = endpoints(&server).await;
     refusals_change_nothing(&server, mutation::cases(&endpoints)).await;
 }
+
+#[tokio::test]
+async fn null_characters_are_neither_stored_nor_looked_for() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let path = format!("/devices/{}", alice.device_id);
+    let name = json!({ "display_name": "a\0b" });
+    alice.put(&path, name).await.fails(400, "M_BAD_JSON");
+    let user = json!({ "type": "m.id.user", "user": "a\0b" });
+    let login = json!({ "type": "m.login.password", "identifier": user, "password": "x" });
+    alice.post("/login", login).await.fails(400, "M_BAD_JSON");
+    // In what people say they are harmless: JSON escapes them.
+    let room = alice.create_room(json!({})).await;
+    alice.say(&room, "a\0b").await;
+}
