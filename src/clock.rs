@@ -23,7 +23,7 @@ impl Clock {
     /// The same as events have it.
     #[must_use]
     pub fn timestamp(&self) -> MilliSecondsSinceUnixEpoch {
-        MilliSecondsSinceUnixEpoch(UInt::try_from(self.now()).unwrap_or(UInt::MIN))
+        timestamp(self.now())
     }
 
     /// Sets the clock forward.
@@ -31,4 +31,10 @@ impl Clock {
         let millis = i64::try_from(time.as_millis()).unwrap_or(i64::MAX / 2);
         self.ahead.fetch_add(millis, Ordering::Relaxed);
     }
+}
+
+/// Milliseconds since 1970 as events have them.
+#[must_use]
+pub fn timestamp(millis: i64) -> MilliSecondsSinceUnixEpoch {
+    MilliSecondsSinceUnixEpoch(UInt::try_from(millis).unwrap_or(UInt::MIN))
 }

@@ -5,7 +5,10 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
+        atomic::{AtomicI64, Ordering},
+    },
 };
 
 use quick_cache::sync::Cache;
@@ -224,6 +227,7 @@ pub struct Rooms {
     by_id: Mutex<HashMap<OwnedRoomId, Weak<Room>>>,
     by_nid: Mutex<HashMap<RoomNid, Weak<Room>>>,
     used: Cache<RoomNid, Arc<Room>>,
+    created: AtomicI64,
     loading: tokio::sync::Mutex<()>,
 }
 
@@ -233,6 +237,7 @@ impl Default for Rooms {
             by_id: Mutex::default(),
             by_nid: Mutex::default(),
             used: Cache::new(IDLE_ROOMS),
+            created: AtomicI64::new(0),
             loading: tokio::sync::Mutex::default(),
         }
     }
@@ -339,6 +344,18 @@ impl Rooms {
     /// If its id or version is not valid.
     pub fn create(row: &RoomRow, head: Pos) -> Result<Arc<Room>> {
         Ok(Arc::new(Room::new(row, head, HashMap::new())?))
+    }
+
+    /// When a room is created that is created now: a millisecond that no other room was created in. The id of a room is a
+    /// hash of who creates it, how and when, so two that were alike in all of these would be the same room.
+    pub fn creation_ts(&self, now: i64) -> i64 {
+        let later = |last: i64| now.max(last + 1);
+        let last = self
+            .created
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| {
+                Some(later(last))
+            });
+        later(last.unwrap_or(now))
     }
 
     /// Makes a room known.

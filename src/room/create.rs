@@ -14,6 +14,7 @@ use super::append::{NewEvent, Sender, append_with};
 use crate::{
     app::App,
     bus::Effect,
+    clock::timestamp,
     error::{Error, Result},
     log::AppendError,
     rooms::{Head, Room, Rooms},
@@ -71,7 +72,8 @@ pub async fn create(app: &App, sender: &Sender, new: NewRoom) -> Result<Arc<Room
         );
     }
     let mut first = NewEvent::state(StateEventType::RoomCreate, "", content);
-    first.ts = Some(app.clock.timestamp());
+    let ts = timestamp(app.rooms.creation_ts(app.clock.now()));
+    first.ts = Some(ts);
     let room_id = if rules.authorization.room_create_event_id_as_room_id {
         // The id is a hash of the create event, so the event is made once to learn it, and again as the first event.
         let draft = Draft {
@@ -81,7 +83,7 @@ pub async fn create(app: &App, sender: &Sender, new: NewRoom) -> Result<Arc<Room
             state_key: first.state_key.clone(),
             content: first.content.clone(),
             redacts: None,
-            origin_server_ts: first.ts.unwrap_or_else(|| app.clock.timestamp()),
+            origin_server_ts: ts,
             prev_events: Vec::new(),
             auth_events: Vec::new(),
             depth: 1,

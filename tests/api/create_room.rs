@@ -269,3 +269,14 @@ async fn bad_requests_create_nothing() {
     let joined = alice.get("/joined_rooms").await.ok();
     assert_eq!(joined, json!({ "joined_rooms": [] }));
 }
+
+#[tokio::test]
+async fn rooms_that_are_alike_are_different_rooms() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let body = json!({ "preset": "private_chat" });
+    let rooms = (0..20).map(|_| alice.create_room(body.clone()));
+    let rooms = futures_util::future::join_all(rooms).await;
+    let different: std::collections::HashSet<_> = rooms.iter().collect();
+    assert_eq!(different.len(), 20);
+}
