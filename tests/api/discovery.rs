@@ -1,4 +1,5 @@
 use reqwest::Method;
+use serde_json::{Map, json};
 
 use crate::server::TestServer;
 
@@ -77,4 +78,24 @@ async fn well_known_files_tell_what_is_configured() {
         get("support").await["support_page"],
         "https://example.org/help"
     );
+}
+
+#[tokio::test]
+async fn capabilities_are_those_of_the_configuration() {
+    let server = TestServer::start_with(|config| {
+        config.rooms.default_version = "11".try_into().unwrap();
+    })
+    .await;
+    let alice = server.register("alice").await;
+    let body = alice.get("/capabilities").await.ok();
+    let available = (6..=12).map(|version| (version.to_string(), json!("stable")));
+    let available: Map<_, _> = available.collect();
+    let expected = json!({
+        "m.room_versions": { "default": "11", "available": available },
+        "m.get_login_token": { "enabled": true },
+        "m.profile_fields": { "enabled": true },
+        "m.3pid_changes": { "enabled": false },
+    });
+    // A password, a name and an avatar can be changed where nothing else is said.
+    assert_eq!(body["capabilities"], expected);
 }

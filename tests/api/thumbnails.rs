@@ -224,6 +224,23 @@ async fn a_thumbnail_is_made_once_and_again_if_lost() {
 }
 
 #[tokio::test]
+async fn the_old_path_makes_thumbnails_if_configured() {
+    let server = TestServer::start_with(|config| config.media.unauthenticated = true).await;
+    let alice = server.register("alice").await;
+    let bytes = encoded(&flag(500, 500), ImageFormat::Png);
+    let uri = upload(&alice, "image/png", bytes).await;
+    let name = uri.strip_prefix("mxc://").unwrap();
+    for version in ["v3", "r0"] {
+        let query = "width=32&height=32&method=crop";
+        let path = format!("/_matrix/media/{version}/thumbnail/{name}?{query}");
+        let url = format!("http://{}{path}", server.address);
+        let sent = fetch(server.http.get(url)).await;
+        assert!(sent.header("cache-control").starts_with("public"));
+        assert_eq!(decoded(&sent).dimensions(), (32, 32));
+    }
+}
+
+#[tokio::test]
 async fn what_is_no_image_has_no_thumbnail() {
     let server = TestServer::start().await;
     let alice = server.register("alice").await;

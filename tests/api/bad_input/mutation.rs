@@ -54,14 +54,18 @@ const WORDS: &[&str] = &[
     " ",
 ];
 
-/// Damaged requests to each of the victims that is an endpoint.
+/// Whether requests to this endpoint are damaged.
+pub fn is_victim(endpoint: &Endpoint) -> bool {
+    let path = endpoint.paths.last().map_or("", String::as_str);
+    VICTIMS.iter().any(|victim| path.ends_with(victim))
+}
+
+/// Damaged requests to the victims.
 pub fn cases(endpoints: &[(Endpoint, Person<'_>)]) -> Vec<Case> {
     let mut random = StdRng::seed_from_u64(2);
-    let is_victim = |good: &Good<'_>| VICTIMS.iter().any(|victim| good.path().ends_with(victim));
     let victims: Vec<Good<'_>> = endpoints
         .iter()
         .flat_map(|(endpoint, person)| Good::all(endpoint, person))
-        .filter(is_victim)
         .collect();
     assert!(!victims.is_empty());
     (0..COUNT)
