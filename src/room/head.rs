@@ -75,13 +75,14 @@ pub async fn current_state(app: &App, room: &Room, keys: &[Key]) -> Result<State
     let nids = app.names.find_keys(&app.db, &missing).await?;
     let wanted: Vec<_> = nids.values().copied().collect();
     let events = storage::state::current(&app.db, room.rules, room.nid, Some(&wanted)).await?;
-    let mut by_nid: HashMap<_, _> = events
+    let by_nid: HashMap<_, _> = events
         .into_iter()
         .filter_map(|event| Some((event.key?, Arc::new(event))))
         .collect();
     let mut seen = room.seen_mut();
     for key in missing {
-        let event = nids.get(&key).and_then(|nid| by_nid.remove(nid));
+        // A key that was asked for twice is found twice.
+        let event = nids.get(&key).and_then(|nid| by_nid.get(nid).cloned());
         seen.remember_state(read_at, key.clone(), event.clone());
         found.insert(key, event);
     }

@@ -1,3 +1,4 @@
+use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::server::{Answer, TestServer, User};
@@ -312,4 +313,18 @@ async fn rooms_are_joined_by_valid_names_only() {
         .post("/join/!nowhere:localhost", json!({ "reason": 1 }))
         .await
         .fails(400, "M_BAD_JSON");
+}
+
+#[tokio::test]
+async fn after_a_restart_one_leaves_as_before() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let bob = server.register("bob").await;
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    bob.post(&format!("/join/{room}"), json!({})).await.ok();
+    let token = bob.token.clone();
+    let server = server.restart().await;
+    let path = format!("/_matrix/client/v3/rooms/{room}/leave");
+    let answer = server.request(Method::POST, &path, Some(&token), Some(json!({})));
+    answer.await.ok();
 }
