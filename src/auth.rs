@@ -1,19 +1,13 @@
 //! Who is asking: access tokens and the sessions they stand for.
 
 mod guests;
+mod known;
 mod seen;
 
-use std::{
-    future::Future,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::{future::Future, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::{StatusCode, request::Parts};
-use quick_cache::sync::Cache;
 use ruma::{
     OwnedDeviceId, OwnedUserId, UserId,
     api::{
@@ -33,10 +27,8 @@ use crate::{
     log::Change,
     storage::{self, DeviceNid, UserNid},
 };
+pub use known::Sessions;
 pub use seen::Seen;
-
-/// How many sessions are kept in memory.
-const CACHED_SESSIONS: usize = 50_000;
 
 /// The local user, on one of their devices, that a request comes from.
 #[derive(Clone, Debug)]
@@ -89,47 +81,16 @@ pub fn new_token(purpose: &str) -> String {
     format!("homing_{purpose}_{secret}")
 }
 
-/// Sessions in memory, by token.
-#[derive(Debug)]
-pub struct Sessions {
-    known: Cache<TokenHash, Arc<Requester>>,
-    /// Counts how often sessions ended, because one that was read before may be put in after.
-    ended: AtomicU64,
-}
-
-impl Default for Sessions {
-    fn default() -> Self {
-        Self {
-            known: Cache::new(CACHED_SESSIONS),
-            ended: AtomicU64::new(0),
-        }
-    }
-}
-
-impl Sessions {
-    /// Forgets the sessions that `ended` chooses. To be called after their tokens are gone from the database, before
-    /// the one who ended them is answered.
-    pub fn forget(&self, ended: impl Fn(&Requester) -> bool) {
-        self.ended.fetch_add(1, Ordering::SeqCst);
-        self.known.retain(|_, requester| !ended(requester));
-    }
-
-    /// Keeps a session that was read from the database when `before` sessions had ended.
-    fn keep(&self, requester: &Arc<Requester>, before: u64) {
-        self.known.insert(requester.token, Arc::clone(requester));
-        if self.ended.load(Ordering::SeqCst) != before {
-            self.known.remove(&requester.token);
-        }
-    }
-}
-
 /// The requester that an access token stands for.
 ///
 /// # Errors
 /// `M_UNKNOWN_TOKEN`, with `soft_logout` if the token has only expired.
 pub async fn requester(app: &App, token: &str) -> Result<Arc<Requester>> {
-    let hash = hash_token(token);
-    let requester = match app.sessions.known.get(&hash) {
+    by_hash(app, hash_token(token)).await
+}
+
+async fn by_hash(app: &App, hash: TokenHash) -> Result<Arc<Requester>> {
+    let requester = match app.sessions.get(&hash) {
         Some(requester) => requester,
         None => load(app, hash).await?,
     };
@@ -145,7 +106,7 @@ pub async fn requester(app: &App, token: &str) -> Result<Arc<Requester>> {
 /// Takes a session into memory.
 async fn load(app: &App, hash: TokenHash) -> Result<Arc<Requester>> {
     loop {
-        let before = app.sessions.ended.load(Ordering::SeqCst);
+        let before = app.sessions.changes();
         let Some(session) = storage::sessions::by_token(&app.db, &hash).await? else {
             return Err(Error::unknown_token(false));
         };
@@ -183,12 +144,34 @@ async fn confirm(app: &App, refresh: &[u8], device: DeviceNid) -> Result<()> {
     Ok(())
 }
 
+/// Does something that may take long for a requester, and gives it up as soon as their session ends.
+///
+/// # Errors
+/// `M_UNKNOWN_TOKEN` if the session ends or has ended; else those of `work`.
+pub async fn while_signed_in<T>(
+    app: &App,
+    requester: &Requester,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let watch = app.sessions.watch(requester);
+    // It may have ended between its authentication and the watch.
+    by_hash(app, requester.token).await?;
+    let done = watch.ended().run_until_cancelled(work).await;
+    match done {
+        // What the work found may be newer than the end.
+        Some(done) if !watch.ended().is_cancelled() => done,
+        _ => Err(Error::unknown_token(false)),
+    }
+}
+
 /// The requester that the header (or the query) of a request names, who is seen with that.
 async fn seen(app: &App, parts: &Parts, token: &str) -> Result<Arc<Requester>> {
     let requester = requester(app, token).await?;
     let address = parts.extensions.get::<ClientAddress>();
     let address = address.map(|address| address.0);
-    app.seen.note(requester.device, app.clock.now(), address);
+    let now = app.clock.now();
+    app.seen
+        .note(requester.user, requester.device, now, address);
     Ok(requester)
 }
 

@@ -41,6 +41,7 @@ use crate::{
     preferences::KnownPreferences,
     presence::{self, Presence},
     rate_limit::Buckets,
+    room::membership,
     rooms::Rooms,
     storage::{self, Claim, Db},
     telemetry::{Metrics, Queue},
@@ -149,6 +150,7 @@ impl Server {
         }
         tasks.spawn(tidy(Arc::clone(&app)));
         tasks.spawn(presence::run(Arc::clone(&app)));
+        tasks.spawn(finish_deactivations(Arc::clone(&app)));
         tasks.close();
         Ok(Self {
             app,
@@ -346,6 +348,13 @@ fn signing_key(path: &Path) -> Result<SigningKey, StartError> {
         Ok(Some(key)) => Ok(key),
         Ok(None) => Err(files(std::io::Error::other("there is no key in it"))),
         Err(error) => Err(StartError::SigningKey { path: name, error }),
+    }
+}
+
+async fn finish_deactivations(app: Arc<App>) {
+    let work = membership::finish_deactivations(&app);
+    if let Some(Err(error)) = app.shutdown.run_until_cancelled(work).await {
+        tracing::error!(%error, "deactivated users are still in rooms; the next start tries again");
     }
 }
 

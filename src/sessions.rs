@@ -94,7 +94,7 @@ pub async fn sign_in(app: &App, user: UserNid, sign_in: SignIn) -> Result<(Owned
         match app.log.append(change).await {
             Ok(_) => {
                 if known.is_some() {
-                    app.sessions.forget(|requester| requester.device == device);
+                    app.sessions.end(|_, ended| ended == device);
                 }
                 return Ok((id, tokens));
             }
@@ -196,14 +196,9 @@ pub async fn end_devices(app: &App, devices: &[DeviceNid]) -> Result<()> {
         change.write(write);
     }
     app.log.append(change).await?;
-    forget(app, devices);
-    Ok(())
-}
-
-fn forget(app: &App, devices: &[DeviceNid]) {
-    app.sessions
-        .forget(|requester| devices.contains(&requester.device));
+    app.sessions.end(|_, device| devices.contains(&device));
     app.seen.forget(devices);
+    Ok(())
 }
 
 /// Ends all devices of a user but `kept`.
@@ -211,13 +206,27 @@ fn forget(app: &App, devices: &[DeviceNid]) {
 /// # Errors
 /// If the database fails.
 pub async fn end_all(app: &App, user: UserNid, kept: Option<DeviceNid>) -> Result<()> {
-    let devices: Vec<DeviceNid> = devices::of_user(&app.db, user)
-        .await?
-        .into_iter()
-        .map(|device| device.nid)
-        .filter(|device| Some(*device) != kept)
-        .collect();
-    end_devices(app, &devices).await
+    Ok(end_all_with(app, user, kept, Change::new()).await?)
+}
+
+/// Does what `change` says and with it, as one, ends all devices of a user but `kept`.
+///
+/// # Errors
+/// If the change is refused or the database fails; then nothing has ended.
+pub async fn end_all_with(
+    app: &App,
+    user: UserNid,
+    kept: Option<DeviceNid>,
+    mut change: Change,
+) -> Result<(), AppendError> {
+    for write in devices::delete_all(user, kept) {
+        change.write(write);
+    }
+    app.log.append(change).await?;
+    let ended = |whose, device| whose == user && Some(device) != kept;
+    app.sessions.end(ended);
+    app.seen.forget_all(user, kept);
+    Ok(())
 }
 
 /// Closes an account for good: no password, no devices, no tokens.
@@ -230,8 +239,7 @@ pub async fn deactivate(app: &App, user: UserNid, erase: bool) -> Result<()> {
     for write in tokens::end(user) {
         change.write(write);
     }
-    app.log.append(change).await?;
-    end_all(app, user, None).await
+    Ok(end_all_with(app, user, None, change).await?)
 }
 
 /// Checks a password.

@@ -15,7 +15,7 @@ use crate::{
     log::{AppendError, Change},
     room::{append::Sender, membership},
     sessions,
-    storage::{Member, Membership, accounts, members},
+    storage::accounts,
     uiaa::{self, Task},
 };
 
@@ -59,23 +59,25 @@ async fn change_password(
     let hash = app.passwords.hash(call.body.new_password).await?;
     let mut change = Change::new();
     change.write(accounts::set_password(requester.user, &hash));
-    match app.log.append(change).await {
-        Ok(_) => {}
+    let done = if call.body.logout_devices {
+        sessions::end_all_with(&app, requester.user, Some(requester.device), change).await
+    } else {
+        app.log.append(change).await.map(drop)
+    };
+    match done {
+        Ok(()) => Ok(change_password::v3::Response::new()),
         Err(AppendError::Unexpected) => {
-            return Err(Error::forbidden("the account was deactivated meanwhile"));
+            Err(Error::forbidden("the account was deactivated meanwhile"))
         }
-        Err(error) => return Err(error.into()),
+        Err(error) => Err(error.into()),
     }
-    if call.body.logout_devices {
-        sessions::end_all(&app, requester.user, Some(requester.device)).await?;
-    }
-    Ok(change_password::v3::Response::new())
 }
 
 /// `POST /_matrix/client/v3/account/deactivate`
 ///
 /// No identity server knows anything of an account here, so there is nothing to unbind. The account is closed before
-/// its rooms are left, so that nobody can bring it back meanwhile.
+/// its rooms are left, so that nobody can bring it back meanwhile; if the server ends before they are, its next start
+/// goes on.
 async fn deactivate(
     app: Arc<App>,
     call: Call<deactivate::v3::Request>,
@@ -91,25 +93,10 @@ async fn deactivate(
     sessions::deactivate(&app, requester.user, call.body.erase).await?;
     let sender = Sender::of(requester);
     // In a task of its own: a client that hangs up does not stop it half way.
-    tokio::spawn(async move { leave_all(&app, &sender).await })
+    tokio::spawn(async move { membership::leave_all(&app, &sender).await })
         .await
         .map_err(Error::internal)??;
     Ok(deactivate::v3::Response::new(
         ThirdPartyIdRemovalStatus::Success,
     ))
-}
-
-/// Leaves all rooms, rejects all invites and takes back all knocks.
-async fn leave_all(app: &App, sender: &Sender) -> Result<()> {
-    let stays = |member: &Member| matches!(member.membership, Membership::Leave | Membership::Ban);
-    let mut members = members::of_user(&app.db, sender.user).await?;
-    members.retain(|member| !stays(member));
-    let nids: Vec<_> = members.iter().map(|member| member.room).collect();
-    let rooms = app.rooms.many(&app.db, || app.log.head(), &nids).await?;
-    for room in rooms.values() {
-        if let Err(error) = membership::leave(app, room, sender, None).await {
-            tracing::warn!(%error, room = %room.id, "a deactivated user stays in a room");
-        }
-    }
-    Ok(())
 }

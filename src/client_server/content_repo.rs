@@ -31,7 +31,7 @@ use ruma::{
 
 use crate::{
     app::App,
-    auth::{Authenticate, Requester},
+    auth::{self, Authenticate as _, Requester},
     error::{Error, Result},
     files::hex,
     http::{Call, Routes, parse, respond},
@@ -132,12 +132,13 @@ async fn content<R>(
     request: Request,
 ) -> Result<Response>
 where
-    R: IncomingRequest<Authentication: Authenticate> + Into<WantedContent>,
+    R: IncomingRequest<Authentication = AccessToken> + Into<WantedContent>,
 {
     let (parts, _) = request.into_parts();
-    R::Authentication::authenticate(&app, &parts).await?;
+    let requester = AccessToken::authenticate(&app, &parts).await?;
     let wanted = parse::<R>(&parts, &params, &[])?.into();
-    send_content(&app, &parts.headers, wanted, Cache::Private).await
+    let answer = send_content(&app, &parts.headers, wanted, Cache::Private);
+    auth::while_signed_in(&app, &requester, answer).await
 }
 
 /// `GET /_matrix/client/v1/media/thumbnail/{serverName}/{mediaId}`
@@ -149,7 +150,7 @@ async fn content_thumbnail(
     request: Request,
 ) -> Result<Response> {
     let (parts, _) = request.into_parts();
-    AccessToken::authenticate(&app, &parts).await?;
+    let requester = AccessToken::authenticate(&app, &parts).await?;
     let wanted: get_content_thumbnail::v1::Request = parse(&parts, &params, &[])?;
     let wanted = WantedThumbnail {
         server_name: wanted.server_name,
@@ -159,7 +160,8 @@ async fn content_thumbnail(
         method: wanted.method,
         wait: wanted.timeout_ms,
     };
-    send_thumbnail(&app, &parts.headers, wanted, Cache::Private).await
+    let answer = send_thumbnail(&app, &parts.headers, wanted, Cache::Private);
+    auth::while_signed_in(&app, &requester, answer).await
 }
 
 /// What a download asks for.

@@ -12,7 +12,7 @@ use ruma::api::{auth_scheme::AccessToken, client::sync::sync_events::v3};
 
 use crate::{
     app::App,
-    auth::Authenticate as _,
+    auth::{self, Authenticate as _},
     error::Result,
     filter,
     http::{Routes, parse},
@@ -33,7 +33,8 @@ async fn answer(
     let requester = AccessToken::authenticate(&app, &parts).await?;
     let request = parse::<v3::Request>(&parts, &params, &[])?;
     let query = parts.uri.query().unwrap_or_default();
-    let answer = sync_events(&app, &requester, &request, query).await?;
+    let answer = sync_events(&app, &requester, &request, query);
+    let answer = auth::while_signed_in(&app, &requester, answer).await?;
     Ok(Json(answer).into_response())
 }
 

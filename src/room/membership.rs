@@ -14,8 +14,11 @@ use crate::{
     app::App,
     error::{Error, Result},
     rooms::Room,
-    storage::{self, Member, Membership, members, profiles},
+    storage::{Member, Membership, members, profiles},
 };
+
+/// How many rooms a deactivated user leaves before more are read.
+const LEFT_AT_ONCE: usize = 100;
 
 /// The content of a member event: what the user says about themselves, where that is known here.
 ///
@@ -199,6 +202,46 @@ pub async fn leave(
     Ok(())
 }
 
+/// Leaves all rooms, rejects all invites and takes back all knocks of a user whose account is closed. A room that
+/// cannot be left stops nothing; it is tried again when the server starts.
+///
+/// # Errors
+/// If the database fails.
+pub async fn leave_all(app: &App, sender: &Sender) -> Result<()> {
+    let mut members = members::of_user(&app.db, sender.user).await?;
+    members.retain(|member| !matches!(member.membership, Membership::Leave | Membership::Ban));
+    let nids: Vec<_> = members.iter().map(|member| member.room).collect();
+    for chunk in nids.chunks(LEFT_AT_ONCE) {
+        let rooms = app.rooms.many(&app.db, || app.log.head(), chunk).await?;
+        for room in rooms.values() {
+            if let Err(error) = leave(app, room, sender, None).await {
+                tracing::warn!(%error, room = %room.id, "a deactivated user stays in a room");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Goes on with the deactivations that the end of the server has cut off: their rooms are still to be left.
+///
+/// # Errors
+/// If the database fails.
+pub async fn finish_deactivations(app: &App) -> Result<()> {
+    for user in members::of_deactivated(&app.db).await? {
+        let id = app.names.user_id(&app.db, user).await?;
+        leave_all(
+            app,
+            &Sender {
+                id,
+                user,
+                txn: None,
+            },
+        )
+        .await?;
+    }
+    Ok(())
+}
+
 /// Leaves a room for good: it disappears from the user's view of the world.
 ///
 /// # Errors
@@ -333,36 +376,5 @@ pub async fn unban(
         reason,
     )
     .await?;
-    Ok(())
-}
-
-/// Leaves every room that the user is in or invited to, as a deactivated account does.
-///
-/// # Errors
-/// If the database fails. Rooms that refuse are left out.
-pub async fn leave_all(app: &App, sender: &Sender) -> Result<()> {
-    let members = storage::members::of_user(&app.db, sender.user).await?;
-    let present = [Membership::Join, Membership::Invite, Membership::Knock];
-    let nids: Vec<_> = members
-        .iter()
-        .filter(|member| present.contains(&member.membership))
-        .map(|member| member.room)
-        .collect();
-    for chunk in nids.chunks(100) {
-        for room in app
-            .rooms
-            .many(&app.db, || app.head(), chunk)
-            .await?
-            .into_values()
-        {
-            match leave(app, &room, sender, None).await {
-                Ok(()) => {}
-                Err(error @ Error::Matrix { .. }) => {
-                    tracing::warn!(room = %room.id, user = %sender.id, %error, "a deactivated user stays in a room");
-                }
-                Err(error) => return Err(error),
-            }
-        }
-    }
     Ok(())
 }

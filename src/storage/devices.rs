@@ -91,6 +91,26 @@ pub fn delete(nids: &[DeviceNid]) -> Vec<Write> {
     writes.into()
 }
 
+/// Deletes all devices of a user but `kept`, with all their tokens.
+#[must_use]
+pub fn delete_all(user: UserNid, kept: Option<DeviceNid>) -> [Write; 4] {
+    // No device has this one.
+    let kept = kept.unwrap_or(DeviceNid(-1));
+    [
+        sql!(
+            "DELETE FROM access_token WHERE device_nid IN (SELECT nid FROM device WHERE user_nid = $1 AND nid <> $2)"
+        ),
+        sql!(
+            "DELETE FROM refresh_token WHERE device_nid IN (SELECT nid FROM device WHERE user_nid = $1 AND nid <> $2)"
+        ),
+        sql!(
+            "DELETE FROM device_seen WHERE device_nid IN (SELECT nid FROM device WHERE user_nid = $1 AND nid <> $2)"
+        ),
+        sql!("DELETE FROM device WHERE user_nid = $1 AND nid <> $2"),
+    ]
+    .map(|statement| Write::Run(statement, args![user, kept]))
+}
+
 static SEEN: Insert = Insert {
     table: "device_seen",
     columns: &["device_nid", "ts", "ip"],

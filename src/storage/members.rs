@@ -175,6 +175,16 @@ pub async fn of_user(db: &Db, user: UserNid) -> Result<Vec<Member>> {
         .collect()
 }
 
+/// The users whose accounts are closed and who are still in a room, invited or knocking.
+pub async fn of_deactivated(db: &Db) -> Result<Vec<UserNid>> {
+    let query = sql!(
+        "SELECT DISTINCT a.user_nid FROM account a JOIN membership m ON m.user_nid = a.user_nid ",
+        "WHERE a.deactivated AND m.is_local AND m.membership < 4"
+    );
+    let rows = db.rows(query, args![]).await?;
+    rows.iter().map(|row| row.get(0).map(UserNid)).collect()
+}
+
 /// All members of a room with one of these memberships.
 pub async fn of_room(db: &Db, room: RoomNid, memberships: &[Membership]) -> Result<Vec<Member>> {
     let query = sql!(

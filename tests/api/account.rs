@@ -1,6 +1,5 @@
 //! "Password management", "Account deactivation", contact information, "OpenID".
 
-use homing::storage::{Membership, members};
 use reqwest::Method;
 use serde_json::json;
 
@@ -79,48 +78,6 @@ async fn only_the_owner_proves_anything() {
         .post("/account/password", body)
         .await
         .fails(400, "M_WEAK_PASSWORD");
-}
-
-#[tokio::test]
-async fn deactivated_account_is_gone_for_good() {
-    let server = TestServer::start().await;
-    let alice = server.register("alice").await;
-    let bob = server.register("bob").await;
-    let other = second_device(&server, "bob").await;
-    let joined = alice.create_room(json!({ "preset": "public_chat" })).await;
-    bob.post(&format!("/join/{joined}"), json!({})).await.ok();
-    let invited = alice.create_room(json!({ "invite": [bob.id] })).await;
-
-    let user_id = ruma::UserId::parse(&bob.id).unwrap();
-    let answer = bob
-        .send_with_password(
-            Method::POST,
-            "/account/deactivate",
-            json!({ "erase": true }),
-        )
-        .await
-        .ok();
-    assert_eq!(answer["id_server_unbind_result"], "success");
-    for user in [&bob, &other] {
-        user.get("/account/whoami")
-            .await
-            .fails(401, "M_UNKNOWN_TOKEN");
-    }
-    let answer = server.login("bob", PASSWORD, json!({})).await;
-    answer.fails(403, "M_USER_DEACTIVATED");
-    let body =
-        json!({ "username": "bob", "password": PASSWORD, "auth": { "type": "m.login.dummy" } });
-    server
-        .post("/register", body)
-        .await
-        .fails(400, "M_USER_IN_USE");
-    for room in [joined, invited] {
-        let room = ruma::RoomId::parse(&room).unwrap();
-        let room = server.app.room(&room).await.unwrap();
-        let user = server.app.user(&user_id).await.unwrap();
-        let member = members::get(&server.app.db, room.nid, user).await.unwrap();
-        assert_eq!(member.unwrap().membership, Membership::Leave);
-    }
 }
 
 #[tokio::test]
