@@ -8,11 +8,11 @@ use std::{
 };
 
 use tokio::sync::mpsc;
-use tracing::{error, warn};
+use tracing::{debug, error, warn};
 
 use super::{AppendError, BATCH_CHANGES, Committed, Entry, ID_BLOCK, OnCommit, Shared};
 use crate::storage::{
-    self, Arg, Db, Insert, Pos, RoomNid, Transactor, Write, WriteError, commits,
+    self, Db, Pos, RoomNid, Rows, Table, Transactor, Write, WriteError, commits,
     rooms::{self, PlacedHead},
 };
 
@@ -113,15 +113,49 @@ impl LogWriter {
 
     async fn try_commit(&mut self, batch: &[Entry]) -> Outcome {
         let head = self.shared.head.load(Ordering::Acquire);
+        let positions = batch.iter().map(|entry| i64::from(entry.change.positions));
+        let last = head + positions.sum::<i64>();
+        if self.commit_at_once(batch, head, last).await {
+            return Outcome::Committed(Vec::new());
+        }
+        self.commit_step_by_step(batch, head, last).await
+    }
+
+    /// Commits a batch in one round trip, if it has nothing but rows. Answers whether that worked; if not, nothing was
+    /// written, and going step by step finds out why.
+    async fn commit_at_once(&mut self, batch: &[Entry], head: Pos, last: Pos) -> bool {
+        if !self.transactor.commits_at_once() || last == head || self.ids_are_low() {
+            return false;
+        }
+        let Ok(heads) = chain_heads(batch, head) else {
+            return false;
+        };
+        let mut rows = Rows::default();
+        rows.add(&commits::ROW, commits::row(last, head));
+        for (write, _) in placed_writes(batch, head) {
+            let Write::Insert(insert, row) = write else {
+                return false;
+            };
+            rows.add(insert, row);
+        }
+        let heads = (!heads.is_empty()).then(|| table_of(&heads));
+        match self.transactor.commit_at_once(heads, rows).await {
+            Ok(()) => true,
+            Err(error) => {
+                debug!(%error, "a commit in one statement failed");
+                if !matches!(error, storage::Error::Database(_)) {
+                    self.transactor.disconnect();
+                }
+                self.was_committed(last).await
+            }
+        }
+    }
+
+    async fn commit_step_by_step(&mut self, batch: &[Entry], head: Pos, last: Pos) -> Outcome {
         if let Err(error) = self.transactor.begin().await {
             self.transactor.disconnect();
             return Outcome::Failed(error.into());
         }
-        let last = head
-            + batch
-                .iter()
-                .map(|entry| i64::from(entry.change.positions))
-                .sum::<i64>();
         match self.write(batch, head, last).await {
             Ok(refused) if refused.is_empty() => {}
             Ok(refused) => {
@@ -153,113 +187,77 @@ impl LogWriter {
         head: Pos,
         last: Pos,
     ) -> Result<Vec<(usize, AppendError)>, WriteError> {
-        let refused = self.write_heads(batch, head).await?;
+        let mut refused = self.write_heads(batch, head).await?;
         if !refused.is_empty() {
             return Ok(refused);
         }
-        let mut tables: Vec<(&'static Insert, Vec<Vec<Arg>>)> = Vec::new();
-        let mut places: HashMap<usize, usize> = HashMap::new();
-        let mut first = head + 1;
-        let mut refused = Vec::new();
-        for (index, entry) in batch.iter().enumerate() {
-            for write in &entry.change.writes {
-                let mut write = write.clone();
-                write.place(first);
-                match write {
-                    Write::Insert(insert, args) => {
-                        let place = *places
-                            .entry(std::ptr::from_ref(insert).addr())
-                            .or_insert_with(|| {
-                                tables.push((insert, Vec::new()));
-                                tables.len() - 1
-                            });
-                        tables[place].1.push(args);
-                    }
-                    write => match self.transactor.run(write).await {
-                        Ok(()) => {}
-                        Err(error @ WriteError::Unexpected) => {
-                            refused.push((index, append_error(error)));
-                            break;
-                        }
-                        Err(error) if error.is_duplicate() => {
-                            // On PostgreSQL the transaction is spoilt now, so the others have to wait for the next try.
-                            refused.push((index, append_error(error)));
-                            return Ok(refused);
-                        }
-                        Err(error) => return Err(error),
-                    },
-                }
+        let mut rows = Rows::default();
+        for (write, index) in placed_writes(batch, head) {
+            if let Write::Insert(insert, row) = write {
+                rows.add(insert, row);
+                continue;
             }
-            first += i64::from(entry.change.positions);
+            // What a statement of its own does may depend on the rows before it.
+            self.transactor.insert(std::mem::take(&mut rows)).await?;
+            match self.transactor.run(write).await {
+                Ok(()) => {}
+                Err(error @ WriteError::Unexpected) => refused.push((index, append_error(error))),
+                Err(error) if error.is_duplicate() => {
+                    // On PostgreSQL the transaction is spoilt now, so the others have to wait for the next try.
+                    refused.push((index, append_error(error)));
+                    return Ok(refused);
+                }
+                Err(error) => return Err(error),
+            }
         }
         if !refused.is_empty() {
             return Ok(refused);
-        }
-        for (insert, rows) in tables {
-            self.transactor.insert(insert, rows, None).await?;
         }
         if last > head {
-            self.transactor
-                .insert(&commits::ROW, vec![commits::row(last, head)], None)
-                .await?;
+            rows.add(&commits::ROW, commits::row(last, head));
         }
+        self.transactor.insert(rows).await?;
         self.reserve_ids().await?;
         Ok(Vec::new())
     }
 
-    /// Moves on the heads of all rooms of the batch, if each is where its change says. Changes to one room form a
-    /// chain, of which only the ends meet the database.
+    /// Moves on the heads of all rooms of the batch, if each is where its change says.
     async fn write_heads(
         &mut self,
         batch: &[Entry],
         head: Pos,
     ) -> Result<Vec<(usize, AppendError)>, WriteError> {
-        let mut chains: HashMap<RoomNid, PlacedHead> = HashMap::new();
-        let mut refused = Vec::new();
-        let mut last = head;
-        for (index, entry) in batch.iter().enumerate() {
-            last += i64::from(entry.change.positions);
-            for (room, row) in &entry.change.heads {
-                let next = PlacedHead::new(row.clone(), last);
-                let placed = match chains.remove(&room.nid) {
-                    None => next,
-                    Some(chain) if chain.row.version == row.base => chain.then(next),
-                    Some(chain) => {
-                        refused.push((index, AppendError::Conflict));
-                        chain
-                    }
-                };
-                chains.insert(room.nid, placed);
-            }
-        }
-        if !refused.is_empty() || chains.is_empty() {
-            return Ok(refused);
-        }
-        let rows = chains.values().map(PlacedHead::args).collect();
+        let chains = match chain_heads(batch, head) {
+            Ok(chains) if chains.is_empty() => return Ok(Vec::new()),
+            Ok(chains) => chains,
+            Err(refused) => return Ok(refused),
+        };
         let moved: HashSet<RoomNid> = self
             .transactor
-            .insert(&rooms::HEAD, rows, Some("room_nid"))
+            .insert_some(table_of(&chains))
             .await?
             .iter()
             .map(|row| row.get(0).map(RoomNid))
             .collect::<storage::Result<_>>()?;
-        for (index, entry) in batch.iter().enumerate() {
-            if entry
-                .change
-                .heads
-                .iter()
-                .any(|(room, _)| !moved.contains(&room.nid))
-            {
-                refused.push((index, AppendError::Conflict));
-            }
-        }
-        Ok(refused)
+        let stands = |entry: &Entry| {
+            let mut heads = entry.change.heads.iter();
+            heads.all(|(room, _)| moved.contains(&room.nid))
+        };
+        let entries = batch.iter().enumerate();
+        Ok(entries
+            .filter(|(_, entry)| !stands(entry))
+            .map(|(index, _)| (index, AppendError::Conflict))
+            .collect())
+    }
+
+    fn ids_are_low(&self) -> bool {
+        self.shared.ids_left() < ID_BLOCK / 2
     }
 
     /// Reserves the next block of ids while there are still plenty.
     async fn reserve_ids(&mut self) -> storage::Result<()> {
         self.reserving = None;
-        if self.shared.ids_left() < ID_BLOCK / 2 {
+        if self.ids_are_low() {
             let end: i64 = match self
                 .transactor
                 .returning(commits::RESERVE, commits::reserve(ID_BLOCK))
@@ -287,6 +285,58 @@ impl LogWriter {
         }
         false
     }
+}
+
+/// The heads to which a batch moves its rooms. Changes to one room form a chain, of which only the ends meet the
+/// database. Fails with the entries that do not follow the ones before them.
+fn chain_heads(
+    batch: &[Entry],
+    head: Pos,
+) -> Result<HashMap<RoomNid, PlacedHead>, Vec<(usize, AppendError)>> {
+    let mut chains: HashMap<RoomNid, PlacedHead> = HashMap::new();
+    let mut refused = Vec::new();
+    let mut last = head;
+    for (index, entry) in batch.iter().enumerate() {
+        last += i64::from(entry.change.positions);
+        for (room, row) in &entry.change.heads {
+            let next = PlacedHead::new(row.clone(), last);
+            let placed = match chains.remove(&room.nid) {
+                None => next,
+                Some(chain) if chain.row.version == row.base => chain.then(next),
+                Some(chain) => {
+                    refused.push((index, AppendError::Conflict));
+                    chain
+                }
+            };
+            chains.insert(room.nid, placed);
+        }
+    }
+    if refused.is_empty() {
+        Ok(chains)
+    } else {
+        Err(refused)
+    }
+}
+
+fn table_of(heads: &HashMap<RoomNid, PlacedHead>) -> Table {
+    (&rooms::HEAD, heads.values().map(PlacedHead::args).collect())
+}
+
+/// The writes of a batch with their positions, each with the index of its entry.
+fn placed_writes(batch: &[Entry], head: Pos) -> impl Iterator<Item = (Write, usize)> {
+    let firsts = batch.iter().scan(head + 1, |next, entry| {
+        let first = *next;
+        *next += i64::from(entry.change.positions);
+        Some(first)
+    });
+    batch
+        .iter()
+        .zip(firsts)
+        .enumerate()
+        .flat_map(|(index, (entry, first))| {
+            let writes = entry.change.writes.iter();
+            writes.map(move |write| (write.clone().placed(first), index))
+        })
 }
 
 /// Answers the refused entries and takes them out of the batch. An entry may be named more than once.

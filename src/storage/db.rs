@@ -1,6 +1,6 @@
 //! The two databases behind one door: native sqlx drivers, four verbs, one SQL text.
 //!
-//! This file and `write.rs` alone know which database runs. A storage function that takes `&Db` only reads; one that
+//! This file, `transactor.rs` and `postgres_rows.rs` alone know which database runs. A storage function that takes `&Db` only reads; one that
 //! changes something returns a [`Write`](super::Write), which the log's writer applies.
 
 use std::{
@@ -235,6 +235,7 @@ pub struct Db {
 struct Counts {
     reads: AtomicU64,
     writes: AtomicU64,
+    rows_written: AtomicU64,
 }
 
 /// Statements since the start.
@@ -244,6 +245,8 @@ pub struct Statistics {
     pub reads: u64,
     /// Statements that wrote, without BEGIN and COMMIT.
     pub writes: u64,
+    /// Rows that those statements were to write.
+    pub rows_written: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -307,6 +310,10 @@ impl Db {
             counts: Arc::default(),
             metrics,
         })
+    }
+
+    pub(super) fn is_postgres(&self) -> bool {
+        matches!(self.driver, Driver::Postgres { .. })
     }
 
     /// A connection that writes. There is one for each running server: the log's.
@@ -378,6 +385,7 @@ impl Db {
         Statistics {
             reads: self.counts.reads.load(Ordering::Relaxed),
             writes: self.counts.writes.load(Ordering::Relaxed),
+            rows_written: self.counts.rows_written.load(Ordering::Relaxed),
         }
     }
 
@@ -389,8 +397,10 @@ impl Db {
         }
     }
 
-    pub(super) fn count_write(&self, started: Instant) {
+    pub(super) fn count_write(&self, started: Instant, rows: usize) {
         self.counts.writes.fetch_add(1, Ordering::Relaxed);
+        let rows = u64::try_from(rows).unwrap_or(u64::MAX);
+        self.counts.rows_written.fetch_add(rows, Ordering::Relaxed);
         self.count_time(started);
     }
 

@@ -5,6 +5,8 @@
 
 mod db;
 mod nid;
+mod postgres_rows;
+mod transactor;
 mod write;
 
 pub mod account_data;
@@ -43,4 +45,5 @@ pub use nid::{
 };
 pub use receipts::{ReadMarker, Receipt, ReceiptKind, ReceiptThread};
 pub use sqlx::Error;
-pub use write::{Insert, Transactor, Write, WriteError};
+pub use transactor::Transactor;
+pub use write::{Insert, Rows, Table, Write, WriteError};
