@@ -24,14 +24,14 @@ use crate::{
     presence::Presence,
     rate_limit::Buckets,
     rooms::{Room, Rooms},
-    storage::{Db, DeviceNid, Pos, RoomNid, TypeNid, UserNid},
+    storage::{Db, DeviceNid, Pos, RoomNid, UserNid},
     telemetry::Metrics,
     typing::Typing,
     uiaa::Uiaa,
 };
 
 /// The events that devices have sent lately, by room, type and transaction id.
-pub type Txns = Cache<(DeviceNid, RoomNid, TypeNid, Arc<str>), OwnedEventId>;
+pub type Txns = Cache<(DeviceNid, RoomNid, Arc<str>, Arc<str>), OwnedEventId>;
 
 /// One running server. Two of them can live in one process.
 #[derive(Debug)]

@@ -78,6 +78,8 @@ pub enum Effect {
         room: Arc<Room>,
         /// The redacted event.
         event: Arc<Event>,
+        /// The member who has no names any more in the room, because they were in the redacted event.
+        nameless: Option<UserNid>,
     },
     /// Somebody has read something.
     Receipt {
@@ -315,7 +317,17 @@ impl Bus {
                 }
             }
             Effect::Forgotten { room, user } => self.one(user, told, |feed| feed.forgotten(room)),
-            Effect::Redacted { room, event } => room.seen_mut().replace_event(&event),
+            Effect::Redacted {
+                room,
+                event,
+                nameless,
+            } => {
+                let mut seen = room.seen_mut();
+                seen.replace_event(&event);
+                if let Some(name) = nameless.and_then(|user| seen.local.get_mut(&user)) {
+                    *name = None;
+                }
+            }
             Effect::Receipt {
                 room,
                 mut receipt,

@@ -22,6 +22,7 @@ use ruma::api::{
     },
     path_builder::PathBuilder as _,
 };
+use serde::Serialize;
 use serde_json::{error::Category, value::RawValue};
 
 use crate::{
@@ -110,7 +111,25 @@ impl Routes {
         F: Fn(Arc<App>, Call<R>) -> A + Clone + Send + Sync + 'static,
         A: Future<Output = Result<R::OutgoingResponse>> + Send,
     {
-        self.known::<R>(Some(limit), &endpoint::<R, F, A>(limit, handler))
+        let handler = endpoint(limit, handler, respond);
+        self.known::<R>(Some(limit), &handler)
+    }
+
+    /// The same for an answer that ruma's type cannot say: any JSON.
+    #[must_use]
+    pub fn json<R, F, A, O>(self, handler: F) -> Self
+    where
+        R: IncomingRequest<Authentication: Authenticate> + Send + 'static,
+        F: Fn(Arc<App>, Call<R>) -> A + Clone + Send + Sync + 'static,
+        A: Future<Output = Result<O>> + Send,
+        O: Serialize + Send + 'static,
+    {
+        let handler = endpoint(
+            BODY_LIMIT,
+            handler,
+            |json: O| Ok(Json(json).into_response()),
+        );
+        self.known::<R>(Some(BODY_LIMIT), &handler)
     }
 
     /// Answers ruma's endpoint `R` under one more path, which ruma does not know.
@@ -122,7 +141,7 @@ impl Routes {
         F: Fn(Arc<App>, Call<R>) -> A + Clone + Send + Sync + 'static,
         A: Future<Output = Result<R::OutgoingResponse>> + Send,
     {
-        let handler = endpoint::<R, F, A>(BODY_LIMIT, handler);
+        let handler = endpoint(BODY_LIMIT, handler, respond);
         self.router = self.router.route(path, handler);
         self.endpoints.push(Endpoint {
             method: Some(R::METHOD),
@@ -152,7 +171,8 @@ impl Routes {
                     let raw = app.uiaa.complete(parts.uri.path(), raw, app.clock.now());
                     let request = Request::from_parts(parts, Body::from(raw));
                     // What was kept may come on top of what was sent.
-                    answer::<R, F, A>(app, params, request, 2 * BODY_LIMIT, handler).await
+                    let response = answer(app, params, request, 2 * BODY_LIMIT, handler).await?;
+                    respond(response)
                 }
             },
         );
@@ -235,18 +255,22 @@ impl Routes {
     }
 }
 
-fn endpoint<R, F, A>(limit: usize, handler: F) -> MethodRouter<Arc<App>>
+fn endpoint<R, F, A, O>(
+    limit: usize,
+    handler: F,
+    respond: fn(O) -> Result<Response>,
+) -> MethodRouter<Arc<App>>
 where
     R: IncomingRequest<Authentication: Authenticate> + Send + 'static,
-    R::OutgoingResponse: Send,
     F: Fn(Arc<App>, Call<R>) -> A + Clone + Send + Sync + 'static,
-    A: Future<Output = Result<R::OutgoingResponse>> + Send,
+    A: Future<Output = Result<O>> + Send,
+    O: 'static,
 {
     on(
         method_filter(&R::METHOD),
         move |State(app): State<Arc<App>>, params: RawPathParams, request: Request| {
             let handler = handler.clone();
-            async move { answer::<R, F, A>(app, params, request, limit, handler).await }
+            async move { respond(answer(app, params, request, limit, handler).await?) }
         },
     )
 }
@@ -255,17 +279,17 @@ fn method_filter(method: &Method) -> MethodFilter {
     MethodFilter::try_from(method.clone()).unwrap_or(MethodFilter::GET)
 }
 
-async fn answer<R, F, A>(
+async fn answer<R, F, A, O>(
     app: Arc<App>,
     params: RawPathParams,
     request: Request,
     limit: usize,
     handler: F,
-) -> Result<Response>
+) -> Result<O>
 where
     R: IncomingRequest<Authentication: Authenticate>,
     F: Fn(Arc<App>, Call<R>) -> A,
-    A: Future<Output = Result<R::OutgoingResponse>>,
+    A: Future<Output = Result<O>>,
 {
     let (parts, body) = request.into_parts();
     // The body is read in any case: a connection on which one is left over is closed, and with it goes what the client
@@ -274,18 +298,13 @@ where
     let requester = R::Authentication::authenticate(&app, &parts).await?;
     let raw = raw?;
     let body = parse::<R>(&parts, &params, &raw)?;
-    respond(
-        handler(
-            app,
-            Call {
-                body,
-                requester,
-                parts,
-                raw,
-            },
-        )
-        .await?,
-    )
+    let call = Call {
+        body,
+        requester,
+        parts,
+        raw,
+    };
+    handler(app, call).await
 }
 
 /// Reads a whole JSON body of at most `limit` bytes: an object, or nothing.

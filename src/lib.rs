@@ -37,5 +37,6 @@ pub mod telemetry;
 pub mod token;
 pub mod typing;
 pub mod uiaa;
+pub mod upkeep;
 
 pub use server::{Server, create_user};

@@ -34,7 +34,7 @@ use crate::{
     http::panicked,
     lazy_members::LazyMembers,
     listen::{self, Bound},
-    log::{Change, Committed, Log, OnCommit},
+    log::{Committed, Log, OnCommit},
     names::Names,
     operations,
     password::Passwords,
@@ -47,16 +47,13 @@ use crate::{
     telemetry::{Metrics, Queue},
     typing::Typing,
     uiaa::Uiaa,
+    upkeep,
 };
 
 /// How many connections read from the database where the configuration does not say.
 const DATABASE_CONNECTIONS: u32 = 8;
 /// How many sent events are kept in memory to know them when they are sent again.
 const CACHED_TXNS: usize = 50_000;
-/// How long rows of `commit_log` are kept, in milliseconds.
-const COMMITS_KEPT: i64 = 3_600_000;
-/// How often memory is tidied.
-const TIDY_EVERY: Duration = Duration::from_mins(1);
 
 /// Why a server cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -148,7 +145,7 @@ impl Server {
             let metrics = measurements(&app);
             tasks.spawn(listen::serve(bound, metrics, app.shutdown.clone()));
         }
-        tasks.spawn(tidy(Arc::clone(&app)));
+        tasks.spawn(upkeep::run(Arc::clone(&app)));
         tasks.spawn(presence::run(Arc::clone(&app)));
         tasks.spawn(finish_deactivations(Arc::clone(&app)));
         tasks.close();
@@ -355,44 +352,6 @@ async fn finish_deactivations(app: Arc<App>) {
     let work = membership::finish_deactivations(&app);
     if let Some(Err(error)) = app.shutdown.run_until_cancelled(work).await {
         tracing::error!(%error, "deactivated users are still in rooms; the next start tries again");
-    }
-}
-
-/// Drops from memory what nobody uses any more.
-async fn tidy(app: Arc<App>) {
-    while app
-        .shutdown
-        .run_until_cancelled(tokio::time::sleep(TIDY_EVERY))
-        .await
-        .is_some()
-    {
-        app.bus.drop_idle();
-        let mut change = Change::new();
-        change.write(storage::commits::prune(app.clock.now() - COMMITS_KEPT));
-        if let Err(error) = app.log.append(change).await {
-            tracing::error!(%error, "cannot prune the log");
-        }
-        write_seen(&app).await;
-    }
-    write_seen(&app).await;
-}
-
-/// Writes when devices were last seen. If that fails, it is only logged: nobody waits for it.
-async fn write_seen(app: &App) {
-    let mut change = Change::new();
-    let fresh = app.seen.take();
-    if fresh.is_empty() {
-        return;
-    }
-    for (device, (ts, address)) in fresh {
-        change.write(storage::devices::seen(
-            device,
-            ts,
-            address.map(|a| a.to_string()),
-        ));
-    }
-    if let Err(error) = app.log.append(change).await {
-        tracing::warn!(%error, "cannot write when devices were last seen");
     }
 }
 

@@ -37,7 +37,14 @@ const FLOORS: &[&[&str]] = &[
     &["media", "room"],
     &["sync"],
     &["admin", "client_server", "outbound", "server_server"],
-    &["announcement", "lib", "main", "operations", "server"],
+    &[
+        "announcement",
+        "lib",
+        "main",
+        "operations",
+        "server",
+        "upkeep",
+    ],
 ];
 
 /// Floors whose modules do not use each other.

@@ -16,7 +16,8 @@ use ruma::{
     },
     serde::Raw,
 };
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use crate::{
     app::App,
@@ -28,6 +29,7 @@ use crate::{
         timeline::{self, EventFilter},
         visibility::{Access, Sight, Viewer, readable},
     },
+    rooms::Room,
     storage::{
         self,
         timeline::{Place, Range},
@@ -43,7 +45,7 @@ pub(super) fn routes() -> Routes {
     Routes::new()
         .add::<get_room_event::v3::Request, _, _>(get_room_event)
         .add::<get_message_events::v3::Request, _, _>(get_message_events)
-        .add::<get_context::v3::Request, _, _>(get_context)
+        .json::<get_context::v3::Request, _, _, _>(get_context)
         .add::<get_event_by_timestamp::v1::Request, _, _>(get_event_by_timestamp)
 }
 
@@ -76,7 +78,7 @@ async fn get_message_events(
     let backward = request.dir == Direction::Backward;
     let from = match &request.from {
         Some(token) => timeline::place(&app, &room, token).await?,
-        None if backward => end_of_view(&access),
+        None if backward => end_of_view(&app, &room, &access).await?,
         None => Place::START,
     };
     let to = match &request.to {
@@ -108,19 +110,16 @@ async fn get_message_events(
     Ok(response)
 }
 
-/// Where history ends for somebody: at the end, or where they left.
-fn end_of_view(access: &Access) -> Place {
+/// Where history ends for somebody now, or ended when they left.
+async fn end_of_view(app: &App, room: &Room, access: &Access) -> Result<Place> {
     match access {
-        Access::Now => Place::END,
-        Access::Left { leave, .. } => Place::after(leave),
+        Access::Now => Ok(storage::timeline::place_at(&app.db, room.nid, app.head()).await?),
+        Access::Left { leave, .. } => Ok(Place::after(leave)),
     }
 }
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/context/{eventId}`
-async fn get_context(
-    app: Arc<App>,
-    call: Call<get_context::v3::Request>,
-) -> Result<get_context::v3::Response> {
+async fn get_context(app: Arc<App>, call: Call<get_context::v3::Request>) -> Result<Context> {
     let request = call.body;
     let filter = event_filter(request.filter, &call.parts.uri)?;
     let viewer = Viewer::of(&app, &call.requester).await?;
@@ -145,19 +144,28 @@ async fn get_context(
     };
     state.retain(|event| timeline::matches(&filter.event, event));
 
-    let mut response = get_context::v3::Response::new();
     let oldest = before.events.last().unwrap_or(&event);
     let newest = after.events.last().unwrap_or(&event);
-    response.start =
-        Some(timeline::token(before.next.unwrap_or(Place::before(oldest))).to_string());
-    response.end = Some(timeline::token(after.next.unwrap_or(Place::after(newest))).to_string());
     let form = Form::WithRoomId;
-    response.events_before = raw(client_events(&app, &room, &before.events, &sight, form).await?);
-    response.events_after = raw(client_events(&app, &room, &after.events, &sight, form).await?);
-    response.state = raw(client_events(&app, &room, &state, &sight, form).await?);
-    let json = client_event(&app, &room, &event, &sight, form).await?;
-    response.event = Some(Raw::from_json(json));
-    Ok(response)
+    Ok(Context {
+        start: timeline::token(before.next.unwrap_or(Place::before(oldest))).to_string(),
+        end: timeline::token(after.next.unwrap_or(Place::after(newest))).to_string(),
+        event: client_event(&app, &room, &event, &sight, form).await?,
+        events_before: client_events(&app, &room, &before.events, &sight, form).await?,
+        events_after: client_events(&app, &room, &after.events, &sight, form).await?,
+        state: client_events(&app, &room, &state, &sight, form).await?,
+    })
+}
+
+/// What surrounds an event. Ruma's type leaves out empty lists, without which some clients stumble.
+#[derive(Debug, Serialize)]
+struct Context {
+    start: String,
+    end: String,
+    event: Box<RawValue>,
+    events_before: Vec<Box<RawValue>>,
+    events_after: Vec<Box<RawValue>>,
+    state: Vec<Box<RawValue>>,
 }
 
 /// `GET /_matrix/client/v1/rooms/{roomId}/timestamp_to_event`

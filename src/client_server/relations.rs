@@ -186,17 +186,16 @@ async fn find(app: &App, requester: &Requester, wanted: Wanted) -> Result<Found>
         to: place(app, &room, wanted.to.as_deref(), last).await?,
         direction: wanted.dir,
     };
-    let mut query = Query {
-        parents: &[parent.nid],
-        rel_type: wanted.rel_type.as_deref(),
-        type_nid,
-    };
-    let descendants = if wanted.recurse {
-        descendants(app, &query).await?
+    let parents = if wanted.recurse {
+        descendants(app, parent.nid).await?
     } else {
         vec![parent.nid]
     };
-    query.parents = &descendants;
+    let query = Query {
+        parents: &parents,
+        rel_type: wanted.rel_type.as_deref(),
+        type_nid,
+    };
 
     let limit = messages::limit(wanted.limit.unwrap_or(DEFAULT_LIMIT.into()));
     let mut events: Vec<Arc<Event>> = Vec::new();
@@ -234,16 +233,12 @@ async fn place(app: &App, room: &Room, token: Option<&str>, otherwise: Place) ->
     }
 }
 
-/// The parents of the query, and their children and children's children that fit it.
-async fn descendants(app: &App, query: &Query<'_>) -> Result<Vec<EventNid>> {
-    let mut all = query.parents.to_vec();
+/// An event, its children and their children, however they relate: those may have children that fit.
+async fn descendants(app: &App, event: EventNid) -> Result<Vec<EventNid>> {
+    let mut all = vec![event];
     let mut level = all.clone();
     for _ in 1..RECURSION {
-        let next = Query {
-            parents: &level,
-            ..*query
-        };
-        level = relations::child_nids(&app.db, &next, MAX_PARENTS.into()).await?;
+        level = relations::child_nids(&app.db, &level, MAX_PARENTS.into()).await?;
         level.retain(|nid| !all.contains(nid));
         if level.is_empty() || all.len() + level.len() > usize::from(MAX_PARENTS) {
             break;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use homing_federation::{draft::MAX_FIELD_BYTES, json::strict_json};
+use homing_federation::json::strict_json;
 use ruma::{
     CanonicalJsonObject, CanonicalJsonValue, OwnedEventId, RoomAliasId, RoomId,
     api::client::{message::send_message_event, redact::redact_event, state::send_state_event},
@@ -23,7 +23,7 @@ use crate::{
         head, membership,
     },
     rooms::Room,
-    storage::{self, aliases},
+    storage::{self, DeviceNid, aliases},
     typing,
 };
 
@@ -96,32 +96,24 @@ async fn send_once(
         ));
     }
     let room = app.member_room(room_id).await?;
-    let known = app.names.find_type(&app.db, &event.event_type).await?;
-    let kind = if let Some(kind) = known {
-        kind
-    } else {
-        check_new(&room, requester, &event.event_type, None)?;
-        let names = &app.names;
-        names
-            .event_type(&app.db, &app.log, &event.event_type)
-            .await?
-    };
-    let txn = (requester.device, room.nid, kind, txn_id.into());
+    let event_type: Arc<str> = event.event_type.as_str().into();
+    let txn = (
+        requester.device,
+        room.nid,
+        Arc::clone(&event_type),
+        txn_id.into(),
+    );
     // Of several requests at one time the others wait for the first.
     let waiting = match app.txns.get_value_or_guard_async(&txn).await {
         Ok(event_id) => return Ok(event_id),
         Err(waiting) => waiting,
     };
     rate_limit::check(app, Class::Messages, requester)?;
-    check_new(&room, requester, &event.event_type, None)?;
     let sent = append(app, &room, &Sender::with_txn(requester, txn_id), event).await;
     let event_id = match sent {
         Ok(appended) => appended.event_id,
         Err(Error::Append(AppendError::Duplicate)) => {
-            let before =
-                storage::events::by_txn(&app.db, requester.device, txn_id, room.nid, kind).await?;
-            let before = before.ok_or_else(|| Error::internal("an event id was given twice"))?;
-            OwnedEventId::try_from(before).map_err(Error::internal)?
+            sent_before(app, &room, requester.device, &event_type, txn_id).await?
         }
         Err(error) => return Err(error),
     };
@@ -130,6 +122,22 @@ async fn send_once(
     presence::active(app, requester.user);
     typing::stop(app, &room, requester.user);
     Ok(event_id)
+}
+
+/// The event that the device has sent with this transaction id, maybe before a restart.
+async fn sent_before(
+    app: &App,
+    room: &Room,
+    device: DeviceNid,
+    event_type: &str,
+    txn_id: &str,
+) -> Result<OwnedEventId> {
+    let before = match app.names.find_type(&app.db, event_type).await? {
+        Some(kind) => storage::events::by_txn(&app.db, device, txn_id, room.nid, kind).await?,
+        None => None,
+    };
+    let before = before.ok_or_else(|| Error::internal("an event id was given twice"))?;
+    OwnedEventId::try_from(before).map_err(Error::internal)
 }
 
 /// `PUT /_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey}`
@@ -142,8 +150,6 @@ async fn send_state_event(
     let (request, requester) = (call.body, call.requester);
     rate_limit::check(&app, Class::Messages, &requester)?;
     let room = app.member_room(&request.room_id).await?;
-    let event_type = request.event_type.to_string();
-    check_new(&room, &requester, &event_type, Some(&request.state_key))?;
     let content = strict_json(request.body.json().get().as_bytes())?;
     let current = head::state_event(&app, &room, &request.event_type, &request.state_key).await?;
     if let Some(current) = current
@@ -165,32 +171,6 @@ async fn send_state_event(
         append(&app, &room, &sender, event).await?
     };
     Ok(send_state_event::v3::Response::new(appended.event_id))
-}
-
-/// Refuses what no room takes, before its names are given integers: names that are too long, a second create event,
-/// and events of those who are not in the room, but for their own membership.
-fn check_new(
-    room: &Room,
-    requester: &Requester,
-    event_type: &str,
-    state_key: Option<&str>,
-) -> Result<()> {
-    if event_type.len().max(state_key.map_or(0, str::len)) > MAX_FIELD_BYTES {
-        return Err(Error::too_large(format!(
-            "types and state keys have at most {MAX_FIELD_BYTES} bytes"
-        )));
-    }
-    if event_type == "m.room.create" {
-        return Err(Error::forbidden("a room is created only once"));
-    }
-    let is_member = event_type == "m.room.member";
-    if is_member && state_key.is_none() {
-        return Err(Error::forbidden("a membership is a state"));
-    }
-    if !is_member && !room.seen().local.contains_key(&requester.user) {
-        return Err(Error::forbidden(format!("you are not in {}", room.id)));
-    }
-    Ok(())
 }
 
 /// What a redaction sent as an ordinary event redacts.

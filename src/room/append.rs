@@ -19,7 +19,7 @@ use crate::{
     bus::Effect,
     error::{Error, Result},
     log::AppendError,
-    rooms::Room,
+    rooms::{Head, Room},
     storage::{DeviceNid, EventNid, UserNid, Write},
 };
 use names::Names;
@@ -164,15 +164,17 @@ pub async fn append_with(
     writes: &[Write],
     effects: impl Fn() -> Vec<Effect>,
 ) -> Result<Vec<Appended>> {
-    let names = Names::of(app, &events).await?;
+    let names = match Names::find(app, &events).await? {
+        Some(names) => names,
+        None => {
+            may_send(app, room, sender, &events).await?;
+            Names::give(app, &events).await?
+        }
+    };
     for _ in 0..TRIES {
         let place = app.log.place().await?;
         let mut slot = room.head.lock().await;
-        let head = match slot.as_mut() {
-            Some(head) => head,
-            None => slot.insert(head::load(app, room).await?),
-        };
-        head.settle(room);
+        let head = loaded(app, room, &mut slot).await?;
         let mut step = Step::new(app, room, head, sender, &names);
         step.also(writes, effects());
         for event in &events {
@@ -198,4 +200,31 @@ pub async fn append_with(
         }
     }
     Err(AppendError::Busy.into())
+}
+
+/// Refuses what the sender may not send, before its names are written for ever: the first event, on which the others of
+/// the change build.
+async fn may_send(app: &App, room: &Arc<Room>, sender: &Sender, events: &[NewEvent]) -> Result<()> {
+    let mut slot = room.head.lock().await;
+    let head = loaded(app, room, &mut slot).await?;
+    if let Some(first) = events.first() {
+        let nameless = Names::default();
+        let step = Step::new(app, room, head, sender, &nameless);
+        step.build(first.clone()).await?;
+    }
+    Ok(())
+}
+
+/// The head of a room that is locked, up to date with what is committed.
+async fn loaded<'a>(
+    app: &App,
+    room: &Arc<Room>,
+    slot: &'a mut Option<Head>,
+) -> Result<&'a mut Head> {
+    let head = match slot {
+        Some(head) => head,
+        None => slot.insert(head::load(app, room).await?),
+    };
+    head.settle(room);
+    Ok(head)
 }

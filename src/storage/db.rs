@@ -1,6 +1,6 @@
 //! The two databases behind one door: native sqlx drivers, four verbs, one SQL text.
 //!
-//! This file, `transactor.rs` and `postgres_rows.rs` alone know which database runs. A storage function that takes `&Db` only reads; one that
+//! This file, `transactor.rs`, `postgres_rows.rs` and `upkeep.rs` alone know which database runs. A storage function that takes `&Db` only reads; one that
 //! changes something returns a [`Write`](super::Write), which the log's writer applies.
 
 use std::{
@@ -314,6 +314,14 @@ impl Db {
 
     pub(super) fn is_postgres(&self) -> bool {
         matches!(self.driver, Driver::Postgres { .. })
+    }
+
+    /// How to write to SQLite, if that is the database.
+    pub(super) fn sqlite_writer(&self) -> Option<&SqliteConnectOptions> {
+        match &self.driver {
+            Driver::Sqlite { writer, .. } => Some(writer),
+            Driver::Postgres { .. } => None,
+        }
     }
 
     /// A connection that writes. There is one for each running server: the log's.

@@ -126,6 +126,16 @@ pub fn set(member: &Member, at: Position) -> Write {
     Write::Insert(&MEMBER, row)
 }
 
+/// Takes away the names that a member event gave a user, if it is still the one that counts.
+#[must_use]
+pub fn forget_names(room: RoomNid, user: UserNid, event: EventNid) -> Write {
+    let sql = sql!(
+        "UPDATE membership SET display_name = NULL, avatar_url = NULL ",
+        "WHERE room_nid = $1 AND user_nid = $2 AND event_nid = $3"
+    );
+    Write::Run(sql, args![room, user, event])
+}
+
 /// Makes the room forgotten for a user who is not in it (any more).
 #[must_use]
 pub fn forget(room: RoomNid, user: UserNid) -> Write {

@@ -7,6 +7,7 @@ mod db;
 mod nid;
 mod postgres_rows;
 mod transactor;
+mod upkeep;
 mod write;
 
 pub mod account_data;

@@ -211,20 +211,13 @@ pub async fn page(
 }
 
 /// The nids of the children of events, at most `limit`.
-pub async fn child_nids(db: &Db, wanted: &Query<'_>, limit: i64) -> Result<Vec<EventNid>> {
+pub async fn child_nids(db: &Db, parents: &[EventNid], limit: i64) -> Result<Vec<EventNid>> {
     let query = sql!(
         "SELECT DISTINCT r.child_nid FROM relation r JOIN event e ON e.nid = r.child_nid WHERE r.parent_nid ",
         list(1),
-        " AND (r.rel_type = $2 OR $2 = '') AND (e.type_nid = $3 OR $3 = 0) AND e.redacted_by IS NULL ",
-        "AND e.flags & 7 = 0 ORDER BY r.child_nid DESC LIMIT $4"
+        " AND e.redacted_by IS NULL AND e.flags & 7 = 0 ORDER BY r.child_nid DESC LIMIT $2"
     );
-    let args = args![
-        wanted.parents,
-        wanted.rel_type.unwrap_or_default(),
-        wanted.type_nid.map_or(0, |nid| nid.0),
-        limit
-    ];
-    db.rows(query, args)
+    db.rows(query, args![parents, limit])
         .await?
         .iter()
         .map(|row| Ok(EventNid(row.get(0)?)))

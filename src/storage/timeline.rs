@@ -18,10 +18,7 @@ pub struct Place {
 
 impl Place {
     /// Before everything.
-    pub const START: Self = Self {
-        depth: i64::MIN,
-        ord: i64::MIN,
-    };
+    pub const START: Self = Self { depth: -1, ord: 0 };
     /// After everything.
     pub const END: Self = Self {
         depth: i64::MAX,

@@ -187,6 +187,13 @@ async fn children_are_listed() {
         .await
         .ok();
     assert_eq!(narrow["chunk"].as_array().unwrap().len(), 5);
+    // The reaction is to a reference: only what is answered has to be an annotation.
+    let deep = alice
+        .get(&format!("{base}/m.annotation?recurse=true"))
+        .await
+        .ok();
+    assert_eq!(deep["chunk"].as_array().unwrap().len(), 1);
+    assert_eq!(deep["chunk"][0]["event_id"], reaction);
     let redact = format!("/rooms/{room}/redact/{child}/r");
     alice.put(&redact, json!({})).await.ok();
     let rest = alice.get(&format!("{base}/m.reference")).await.ok();

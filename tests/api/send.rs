@@ -303,3 +303,61 @@ async fn redactions_need_power_or_ones_own_event() {
             .fails(400, "M_INVALID_PARAM");
     }
 }
+
+#[tokio::test]
+async fn what_may_not_be_sent_leaves_no_names() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    bob.post(&format!("/join/{room}"), json!({})).await.ok();
+    let levels = json!({
+        "users_default": 0, "events_default": 0, "state_default": 50, "events": { "org.example.closed": 50 }
+    });
+    put_state(&alice, &room, "m.room.power_levels", "", levels)
+        .await
+        .ok();
+    put_state(&bob, &room, "org.example.state", "some key", json!({}))
+        .await
+        .fails(403, "M_FORBIDDEN");
+    send(&bob, &room, "org.example.closed", json!({}))
+        .await
+        .fails(403, "M_FORBIDDEN");
+    let (db, names) = (&server.app.db, &server.app.names);
+    for event_type in ["org.example.state", "org.example.closed"] {
+        let found = names.find_type(db, event_type).await.unwrap();
+        assert_eq!(found, None, "{event_type}");
+    }
+    let key = [("org.example.state".into(), "some key".into())];
+    assert!(names.find_keys(db, &key).await.unwrap().is_empty());
+
+    send(&bob, &room, "org.example.open", json!({})).await.ok();
+    assert!(
+        names
+            .find_type(db, "org.example.open")
+            .await
+            .unwrap()
+            .is_some()
+    );
+}
+
+#[tokio::test]
+async fn a_redacted_member_event_takes_its_names_along() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    bob.post(&format!("/join/{room}"), json!({})).await.ok();
+    let path = format!("/rooms/{room}/state/m.room.member/{}", bob.id);
+    let rude = json!({ "membership": "join", "displayname": "Rude Words" });
+    let event = bob.put(&path, rude).await.ok();
+    let members = format!("/rooms/{room}/joined_members");
+    let named = alice.get(&members).await.ok();
+    assert_eq!(named["joined"][&bob.id]["display_name"], "Rude Words");
+
+    let event = event["event_id"].as_str().unwrap();
+    alice
+        .put(&format!("/rooms/{room}/redact/{event}/names"), json!({}))
+        .await
+        .ok();
+    let nameless = alice.get(&members).await.ok();
+    assert_eq!(nameless["joined"][&bob.id].get("display_name"), None);
+}

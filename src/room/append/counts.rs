@@ -3,7 +3,11 @@
 use std::{collections::HashMap, sync::Arc};
 
 use homing_federation::event::{self, Pdu};
-use ruma::{EventId, OwnedEventId, api::error::ErrorKind, events::StateEventType};
+use ruma::{
+    EventId, OwnedEventId, UserId,
+    api::error::ErrorKind,
+    events::{StateEventType, TimelineEventType},
+};
 use serde::Deserialize;
 
 use super::step::Step;
@@ -16,10 +20,10 @@ use crate::{
         power, push,
     },
     storage::{
-        self, Event, EventNid, Position,
+        self, Event, EventNid, Position, UserNid,
         events::flags,
         highlights::{self, Highlight},
-        relations, search,
+        members, relations, search,
         threads::{self, ThreadCount},
     },
 };
@@ -213,6 +217,11 @@ impl Step<'_> {
                 return Err(Error::forbidden("you may not redact what others have sent"));
             }
         }
+        let nameless = self.named_by(&target).await?;
+        if let Some(user) = nameless {
+            let write = members::forget_names(room.nid, user, target.nid);
+            self.change.write(write);
+        }
         self.change.write(search::remove(target.nid));
         let pdu = event::redact(&target.pdu, room.rules)?;
         for write in storage::events::redact(target.nid, redaction.nid, &pdu.json) {
@@ -226,8 +235,27 @@ impl Step<'_> {
         self.change.effect(Effect::Redacted {
             room: Arc::clone(room),
             event: Arc::new(event),
+            nameless,
         });
         Ok(())
+    }
+
+    /// The user whose names in the room are those of this event.
+    async fn named_by(&self, event: &Event) -> Result<Option<UserNid>> {
+        if event.pdu.kind != TimelineEventType::RoomMember {
+            return Ok(None);
+        }
+        let state_key = event.pdu.state_key.as_deref().unwrap_or_default();
+        let Ok(user_id) = UserId::parse(state_key) else {
+            return Ok(None);
+        };
+        let Some(user) = self.app.names.find_user(&self.app.db, &user_id).await? else {
+            return Ok(None);
+        };
+        let member = members::get(&self.app.db, self.room.nid, user).await?;
+        Ok(member
+            .filter(|member| member.event == event.nid)
+            .map(|_| user))
     }
 }
 

@@ -1,6 +1,6 @@
 //! The integers of all names in the events to be; got before the room is locked, because a new name takes a commit.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use homing_federation::draft::MAX_FIELD_BYTES;
 use ruma::{OwnedUserId, UserId};
@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Names of events to be, with their integers.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Names {
     types: HashMap<String, TypeNid>,
     keys: HashMap<Key, KeyNid>,
@@ -22,38 +22,39 @@ pub(super) struct Names {
 }
 
 impl Names {
-    pub(super) async fn of(app: &App, events: &[NewEvent]) -> Result<Self> {
+    /// The names of events, if all of them have integers already.
+    pub(super) async fn find(app: &App, events: &[NewEvent]) -> Result<Option<Self>> {
+        let wanted = Wanted::of(events)?;
         let mut types = HashMap::new();
-        let mut keys = Vec::new();
-        let mut members = Vec::new();
-        for event in events {
-            check(event)?;
-            if !types.contains_key(&event.event_type) {
-                let nid = app
-                    .names
-                    .event_type(&app.db, &app.log, &event.event_type)
-                    .await?;
-                types.insert(event.event_type.clone(), nid);
-            }
-            if let Some(state_key) = &event.state_key {
-                keys.push((event.event_type.as_str().into(), state_key.as_str().into()));
-                if event.event_type == "m.room.member" {
-                    let user = UserId::parse(state_key.as_str()).map_err(|_| {
-                        Error::invalid_param("the state key of a member event is a user id")
-                    })?;
-                    members.push(user);
-                }
-            }
+        for name in &wanted.types {
+            match app.names.find_type(&app.db, name).await? {
+                Some(nid) => types.insert((*name).to_owned(), nid),
+                None => return Ok(None),
+            };
         }
-        let keys = app.names.keys(&app.db, &app.log, &keys).await?;
-        let members = app
-            .names
-            .users(&app.db, &app.log, members.iter().map(AsRef::as_ref))
-            .await?;
+        let names = Self {
+            types,
+            keys: app.names.find_keys(&app.db, &wanted.keys).await?,
+            members: app.names.find_users(&app.db, wanted.members()).await?,
+        };
+        let all = wanted.keys.iter().all(|key| names.keys.contains_key(key))
+            && wanted.members().all(|id| names.members.contains_key(id));
+        Ok(all.then_some(names))
+    }
+
+    /// The names of events, which get integers now where they have none.
+    pub(super) async fn give(app: &App, events: &[NewEvent]) -> Result<Self> {
+        let wanted = Wanted::of(events)?;
+        let (db, log) = (&app.db, &app.log);
+        let mut types = HashMap::new();
+        for name in &wanted.types {
+            let nid = app.names.event_type(db, log, name).await?;
+            types.insert((*name).to_owned(), nid);
+        }
         Ok(Self {
             types,
-            keys,
-            members,
+            keys: app.names.keys(db, log, &wanted.keys).await?,
+            members: app.names.users(db, log, wanted.members()).await?,
         })
     }
 
@@ -67,6 +68,43 @@ impl Names {
 
     pub(super) fn member(&self, id: &UserId) -> Result<UserNid> {
         self.members.get(id).copied().ok_or_else(unnamed)
+    }
+}
+
+/// The names that some events have.
+struct Wanted<'a> {
+    types: BTreeSet<&'a str>,
+    keys: Vec<Key>,
+    members: Vec<OwnedUserId>,
+}
+
+impl<'a> Wanted<'a> {
+    fn of(events: &'a [NewEvent]) -> Result<Self> {
+        let mut wanted = Self {
+            types: BTreeSet::new(),
+            keys: Vec::new(),
+            members: Vec::new(),
+        };
+        for event in events {
+            check(event)?;
+            wanted.types.insert(&event.event_type);
+            let Some(state_key) = &event.state_key else {
+                continue;
+            };
+            let key = (event.event_type.as_str().into(), state_key.as_str().into());
+            wanted.keys.push(key);
+            if event.event_type == "m.room.member" {
+                let user = UserId::parse(state_key.as_str()).map_err(|_| {
+                    Error::invalid_param("the state key of a member event is a user id")
+                })?;
+                wanted.members.push(user);
+            }
+        }
+        Ok(wanted)
+    }
+
+    fn members(&self) -> impl Iterator<Item = &UserId> + Clone {
+        self.members.iter().map(AsRef::as_ref)
     }
 }
 

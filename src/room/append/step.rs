@@ -182,11 +182,14 @@ impl<'a> Step<'a> {
     }
 
     /// Makes the event on top of the head, if the rules allow it. Answers it with the state that it was judged by.
-    async fn build(&self, new: NewEvent) -> Result<(Pdu, StateMap)> {
+    pub(super) async fn build(&self, new: NewEvent) -> Result<(Pdu, StateMap)> {
         let rules = self.room.rules;
         let is_create = new.event_type == "m.room.create" && new.state_key.is_some();
         if new.event_type == "m.room.create" && !(is_create && self.extremity_ids.is_empty()) {
             return Err(Error::forbidden("a room has one create event, its first"));
+        }
+        if new.event_type == "m.room.member" && new.state_key.is_none() {
+            return Err(Error::forbidden("a membership is a state"));
         }
         let makes_id = is_create && rules.authorization.room_create_event_id_as_room_id;
         let first = self.extremity_ids.len().saturating_sub(PREV_EVENTS);

@@ -1,0 +1,53 @@
+//! What is done from time to time: memory and the database lose what nobody needs any more.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{app::App, log::Change, storage};
+
+/// How long rows of `commit_log` are kept, in milliseconds.
+const COMMITS_KEPT: i64 = 3_600_000;
+/// How often it is done.
+const EVERY: Duration = Duration::from_mins(1);
+
+/// Runs until the server goes down. What fails is logged, and tried again the next time.
+pub async fn run(app: Arc<App>) {
+    let mut head = app.log.head();
+    while app
+        .shutdown
+        .run_until_cancelled(tokio::time::sleep(EVERY))
+        .await
+        .is_some()
+    {
+        app.bus.drop_idle();
+        let mut change = Change::new();
+        change.write(storage::commits::prune(app.clock.now() - COMMITS_KEPT));
+        if let Err(error) = app.log.append(change).await {
+            tracing::error!(%error, "cannot prune the log");
+        }
+        write_seen(&app).await;
+        let before = std::mem::replace(&mut head, app.log.head());
+        if let Err(error) = app.db.tend(head == before).await {
+            tracing::warn!(%error, "cannot tend the database");
+        }
+    }
+    write_seen(&app).await;
+}
+
+/// Writes when devices were last seen. Nobody waits for it.
+async fn write_seen(app: &App) {
+    let mut change = Change::new();
+    let fresh = app.seen.take();
+    if fresh.is_empty() {
+        return;
+    }
+    for (device, (ts, address)) in fresh {
+        change.write(storage::devices::seen(
+            device,
+            ts,
+            address.map(|a| a.to_string()),
+        ));
+    }
+    if let Err(error) = app.log.append(change).await {
+        tracing::warn!(%error, "cannot write when devices were last seen");
+    }
+}

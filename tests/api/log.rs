@@ -1,0 +1,40 @@
+use homing::{
+    log::Change,
+    storage::{UserNid, profiles},
+};
+
+use serde_json::json;
+
+use crate::server::TestServer;
+
+#[tokio::test]
+async fn writes_of_a_change_are_made_in_their_order() {
+    let server = TestServer::start().await;
+    let app = &server.app;
+    let user = UserNid(app.log.new_id().unwrap());
+    let mut change = Change::new();
+    change
+        .write(profiles::set(user, "org.example.gone", "1", None))
+        .write(profiles::delete(user, "org.example.gone"))
+        .write(profiles::delete(user, "org.example.there"))
+        .write(profiles::set(user, "org.example.there", "2", None));
+    app.log.append(change).await.unwrap();
+    let fields = profiles::get(&app.db, user).await.unwrap();
+    assert_eq!(fields, [("org.example.there".to_owned(), "2".to_owned())]);
+}
+
+#[tokio::test]
+async fn an_idle_database_has_an_empty_log() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let room = alice.create_room(json!({})).await;
+    let event = alice.say(&room, "kept").await;
+    server.app.db.tend(false).await.unwrap();
+    server.app.db.tend(true).await.unwrap();
+    let log = server.app.config.data_dir.join("homing.db-wal");
+    if std::env::var("TEST_POSTGRES").is_err() {
+        assert_eq!(std::fs::metadata(log).unwrap().len(), 0);
+    }
+    let kept = alice.get(&format!("/rooms/{room}/event/{event}")).await;
+    assert_eq!(kept.ok()["content"]["body"], "kept");
+}
