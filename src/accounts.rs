@@ -1,8 +1,8 @@
 //! Local accounts: their names, how they are made, and who may make one.
 
 use std::{
-    collections::VecDeque,
-    sync::{Mutex, PoisonError},
+    collections::{HashSet, VecDeque},
+    sync::{Mutex, PoisonError, RwLock, RwLockReadGuard},
 };
 
 use http::StatusCode;
@@ -322,5 +322,39 @@ impl Nonces {
             Some(index) => nonces.remove(index).is_some(),
             None => false,
         }
+    }
+}
+
+/// The users who had themselves erased when their accounts were closed.
+#[derive(Debug, Default)]
+pub struct Erased(RwLock<HashSet<UserNid>>);
+
+impl Erased {
+    /// These users.
+    #[must_use]
+    pub fn new(users: Vec<UserNid>) -> Self {
+        Self(RwLock::new(users.into_iter().collect()))
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, HashSet<UserNid>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.read().is_empty()
+    }
+
+    /// Whether a user is one of them.
+    #[must_use]
+    pub fn contains(&self, user: UserNid) -> bool {
+        self.read().contains(&user)
+    }
+
+    /// One more. To be called once the database knows it.
+    pub fn add(&self, user: UserNid) {
+        let mut users = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        users.insert(user);
     }
 }

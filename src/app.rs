@@ -8,7 +8,7 @@ use ruma::{OwnedEventId, OwnedServerName, RoomId, ServerName, UserId};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    accounts::Nonces,
+    accounts::{Erased, Nonces},
     auth::{Seen, Sessions},
     bus::Bus,
     clock::Clock,
@@ -72,6 +72,8 @@ pub struct App {
     pub buckets: Buckets,
     /// The nonces of registrations by shared secret.
     pub nonces: Nonces,
+    /// The users who had themselves erased.
+    pub erased: Erased,
     /// The sessions of the User-Interactive Authentication API.
     pub uiaa: Uiaa,
     /// The media on disk.

@@ -6,6 +6,7 @@ pub mod append;
 pub mod client_event;
 pub mod create;
 pub mod directory;
+pub mod erasure;
 pub mod head;
 pub mod hierarchy;
 pub mod membership;

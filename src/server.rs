@@ -20,7 +20,7 @@ use tower_http::{
 };
 
 use crate::{
-    accounts::{self, NewAccount, Nonces},
+    accounts::{self, Erased, NewAccount, Nonces},
     admin,
     app::App,
     auth::{Seen, Sessions},
@@ -185,6 +185,7 @@ pub async fn open(config: Config) -> Result<Arc<App>, StartError> {
     )
     .await?;
     bus.start_at(log.head());
+    let erased = Erased::new(storage::accounts::erased(&db).await?);
     Ok(Arc::new(App {
         server_name: config.server_name.clone(),
         files: Files::new(&config.data_dir),
@@ -205,6 +206,7 @@ pub async fn open(config: Config) -> Result<Arc<App>, StartError> {
         passwords: Passwords::default(),
         buckets: Buckets::default(),
         nonces: Nonces::default(),
+        erased,
         uiaa: Uiaa::default(),
         signing_key,
         clock: Clock::default(),

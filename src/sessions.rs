@@ -10,7 +10,9 @@ use crate::{
     auth::{hash_token, new_token},
     error::{Error, Result},
     log::{AppendError, Change},
-    storage::{DeviceNid, UserNid, accounts, devices, sessions, tokens},
+    storage::{
+        DeviceNid, UserNid, account_data, accounts, devices, filters, profiles, sessions, tokens,
+    },
 };
 
 /// The longest id of a device and the longest name, in bytes.
@@ -229,7 +231,8 @@ pub async fn end_all_with(
     Ok(())
 }
 
-/// Closes an account for good: no password, no devices, no tokens.
+/// Closes an account for good: no password, no devices, no tokens, no account data. To `erase` means that there is no
+/// profile either, and that those who come later do not see what the user has sent.
 ///
 /// # Errors
 /// If the database fails.
@@ -239,7 +242,17 @@ pub async fn deactivate(app: &App, user: UserNid, erase: bool) -> Result<()> {
     for write in tokens::end(user) {
         change.write(write);
     }
-    Ok(end_all_with(app, user, None, change).await?)
+    change.write(account_data::delete_all(user));
+    change.write(filters::keep_newest(user, 0));
+    if erase {
+        change.write(profiles::delete_all(user));
+    }
+    end_all_with(app, user, None, change).await?;
+    if erase {
+        app.erased.add(user);
+    }
+    app.preferences.forget(user);
+    Ok(())
 }
 
 /// Checks a password.

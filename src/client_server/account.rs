@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
-use ruma::api::client::{
-    account::{ThirdPartyIdRemovalStatus, change_password, deactivate, whoami},
-    uiaa::AuthType,
+use ruma::{
+    api::client::{
+        account::{ThirdPartyIdRemovalStatus, change_password, deactivate, whoami},
+        uiaa::AuthType,
+    },
+    presence::PresenceState,
 };
 
 use crate::{
@@ -13,6 +16,7 @@ use crate::{
     error::{Error, Result},
     http::{Call, Routes},
     log::{AppendError, Change},
+    presence,
     room::{append::Sender, membership},
     sessions,
     storage::accounts,
@@ -91,6 +95,10 @@ async fn deactivate(
     };
     uiaa::authenticate(&app, task, &[vec![AuthType::Password]]).await?;
     sessions::deactivate(&app, requester.user, call.body.erase).await?;
+    if call.body.erase {
+        // What the user said of themselves last goes too.
+        presence::set(&app, requester, &PresenceState::Offline, None).await?;
+    }
     let sender = Sender::of(requester);
     // In a task of its own: a client that hangs up does not stop it half way.
     tokio::spawn(async move { membership::leave_all(&app, &sender).await })

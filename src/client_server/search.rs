@@ -26,6 +26,7 @@ use crate::{
     http::{Call, Routes},
     room::{
         client_event::{Form, client_event, client_events, raw},
+        erasure,
         timeline::{self, EventFilter},
         visibility::{Sight, Viewer},
     },
@@ -257,7 +258,9 @@ impl<'a> Search<'a> {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(free) => free.insert(Sight::quick(self.app, room, &self.viewer).await?),
         };
+        let pruned = erasure::prune(self.app, room, sight, [event].into_iter()).await?;
         Ok(sight.sees(event)
+            && !pruned.has(event)
             && timeline::matches(&self.filter.event, event)
             && timeline::is_related(self.app, &self.filter, event).await?)
     }

@@ -25,7 +25,7 @@ use crate::{
     names::Key,
     room::{
         client_event::{Form, client_event, client_events, raw},
-        timeline,
+        erasure, timeline,
         visibility::{Access, Sight, Viewer, readable},
     },
     rooms::Room,
@@ -84,10 +84,13 @@ async fn get_state_event_for_key(
     };
     let event =
         event.ok_or_else(|| Error::not_found("the room has no state with this type and key"))?;
+    let sight = Sight::quick(&app, &room, &viewer).await?;
     let json = match request.format {
-        StateEventFormat::Content => event.pdu.content.clone(),
+        StateEventFormat::Content => {
+            let pruned = erasure::prune(&app, &room, &sight, [&event].into_iter()).await?;
+            pruned.pdu(&event).content.clone()
+        }
         StateEventFormat::Event => {
-            let sight = Sight::quick(&app, &room, &viewer).await?;
             client_event(&app, &room, &event, &sight, Form::WithRoomId).await?
         }
         _ => return Err(Error::invalid_param("there is no such format")),

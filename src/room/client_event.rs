@@ -6,12 +6,14 @@ use std::{
     sync::Arc,
 };
 
+use homing_federation::Pdu;
 use ruma::{EventId, MilliSecondsSinceUnixEpoch, RoomId, UserId, serde::Raw};
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 
 use super::{
     aggregations::{self, Bundle, Bundles},
+    erasure::{self, Pruned},
     visibility::Sight,
 };
 use crate::{
@@ -105,6 +107,8 @@ pub async fn client_events(
 ) -> Result<Vec<Box<RawValue>>> {
     let bundles = aggregations::of(app, room, events, sight).await?;
     let others = others(app, room, events, &bundles).await?;
+    let may_be_pruned = events.iter().chain(bundles.events()).chain(others.values());
+    let pruned = erasure::prune(app, room, sight, may_be_pruned).await?;
     let writer = Writer {
         room,
         now: app.clock.now(),
@@ -112,31 +116,41 @@ pub async fn client_events(
         sight,
         bundles: &bundles,
         others: &others,
+        pruned: &pruned,
     };
     events.iter().map(|event| writer.json(event)).collect()
 }
 
-/// The same for a caller who has read what is told with the events: their children, and in `others` the events that
-/// they replace and that redacted them. What is not there is not told.
+/// What belongs to events that are to be written, read before.
+#[derive(Clone, Copy, Debug)]
+pub struct Known<'a> {
+    /// Their children.
+    pub bundles: &'a Bundles,
+    /// The events that they replace and that redacted them; what is not there is not told.
+    pub others: &'a HashMap<EventNid, Arc<Event>>,
+    /// What the viewer may see in redacted form only, of all of these.
+    pub pruned: &'a Pruned,
+}
+
+/// The same for a caller who has read what is told with the events.
 ///
 /// # Errors
 /// If an event cannot be serialized.
-#[expect(clippy::implicit_hasher, reason = "there is one kind of map here")]
 pub fn known_events(
     app: &App,
     room: &Room,
     events: &[Arc<Event>],
     sight: &Sight<'_>,
-    bundles: &Bundles,
-    others: &HashMap<EventNid, Arc<Event>>,
+    known: Known<'_>,
 ) -> Result<Vec<Box<RawValue>>> {
     let writer = Writer {
         room,
         now: app.clock.now(),
         form: Form::WithoutRoomId,
         sight,
-        bundles,
-        others,
+        bundles: known.bundles,
+        others: known.others,
+        pruned: known.pruned,
     };
     events.iter().map(|event| writer.json(event)).collect()
 }
@@ -203,6 +217,7 @@ struct Writer<'a> {
     sight: &'a Sight<'a>,
     bundles: &'a Bundles,
     others: &'a HashMap<EventNid, Arc<Event>>,
+    pruned: &'a Pruned,
 }
 
 impl Writer<'_> {
@@ -212,7 +227,7 @@ impl Writer<'_> {
 
     /// `with_bundle`: an event inside of another one's aggregation has at most an aggregation of its own that has none.
     fn event<'e>(&'e self, event: &'e Event, with_bundle: bool) -> Result<ClientEvent<'e>> {
-        let pdu = &event.pdu;
+        let pdu = self.pruned.pdu(event);
         let bundle = self.bundles.get(event.nid).filter(|_| with_bundle);
         let redaction = event.redacted_by.and_then(|nid| self.others.get(&nid));
         let replaced = event.replaces.and_then(|nid| self.others.get(&nid));
@@ -222,7 +237,7 @@ impl Writer<'_> {
             membership: self.sight.membership(event).map(Membership::as_str),
             prev_content: replaced
                 .filter(|replaced| self.sight.sees(replaced))
-                .map(|replaced| &*replaced.pdu.content),
+                .map(|replaced| &*self.pruned.pdu(replaced).content),
             redacted_because: redaction
                 .map(|event| self.event(event, false).map(Box::new))
                 .transpose()?,
@@ -234,7 +249,7 @@ impl Writer<'_> {
                 .map(|(_, txn)| &**txn),
         };
         Ok(ClientEvent {
-            content: content(event)?,
+            content: content(pdu)?,
             event_id: &pdu.event_id,
             origin_server_ts: pdu.origin_server_ts,
             redacts: pdu.redacts.as_deref(),
@@ -252,7 +267,9 @@ impl Writer<'_> {
             .iter()
             .map(|event_id| Reference { event_id })
             .collect();
+        // What is redacted replaces nothing.
         let edit = bundle.edit.as_ref();
+        let edit = edit.filter(|edit| !self.pruned.has(edit));
         let thread = bundle.thread.as_ref().map(|thread| {
             Ok::<_, Error>(Thread {
                 count: thread.count,
@@ -272,8 +289,7 @@ impl Writer<'_> {
 
 /// The content as it was sent. Only where a redaction names its target beside the content, the target is added to it,
 /// for clients that look there.
-fn content(event: &Event) -> Result<Cow<'_, RawValue>> {
-    let pdu = &event.pdu;
+fn content(pdu: &Pdu) -> Result<Cow<'_, RawValue>> {
     match &pdu.redacts {
         Some(target) if !pdu.content.get().contains("\"redacts\"") => {
             let mut fields: BTreeMap<&str, &RawValue> = BTreeMap::new();

@@ -43,6 +43,13 @@ pub fn set(
     )
 }
 
+/// Deletes all items of a user.
+#[must_use]
+pub fn delete_all(user: UserNid) -> Write {
+    let statement = sql!("DELETE FROM account_data WHERE user_nid = $1");
+    Write::Run(statement, args![user])
+}
+
 /// The content of one item.
 pub async fn get(
     db: &Db,

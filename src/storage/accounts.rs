@@ -99,6 +99,13 @@ pub fn deactivate(user: UserNid, erase: bool) -> Write {
     Write::Run(statement, args![user, erase])
 }
 
+/// The users who had themselves erased.
+pub async fn erased(db: &Db) -> Result<Vec<UserNid>> {
+    let query = sql!("SELECT user_nid FROM account WHERE erased");
+    let rows = db.rows(query, args![]).await?;
+    rows.iter().map(|row| row.get(0).map(UserNid)).collect()
+}
+
 /// Whether there is such an account and it is not deactivated.
 pub async fn is_active(db: &Db, user: UserNid) -> Result<bool> {
     let query = sql!("SELECT 1 FROM account WHERE user_nid = $1 AND NOT deactivated");

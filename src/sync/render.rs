@@ -14,7 +14,8 @@ use crate::{
     error::{Error, Result},
     room::{
         aggregations::{self, Bundles},
-        client_event,
+        client_event::{self, Known},
+        erasure::{self, Pruned},
         visibility::Sight,
     },
     storage::{self, Event, EventNid},
@@ -56,16 +57,16 @@ pub(super) async fn batch(context: &Context<'_>, batch: &mut Batch<'_>) -> Resul
         } else {
             Bundles::default()
         };
-        let timeline = write(context, batch, part, &part.timeline, sight, &bundles)?;
+        let pruned = prune(context, batch, part, sight, &bundles).await?;
+        let known = |bundles| Known {
+            bundles,
+            others: &batch.known,
+            pruned: &pruned,
+        };
+        let timeline = write(context, part, &part.timeline, sight, known(&bundles))?;
+        let no_children = Bundles::default();
         let events = Events {
-            events: write(
-                context,
-                batch,
-                part,
-                &part.state,
-                sight,
-                &Bundles::default(),
-            )?,
+            events: write(context, part, &part.state, sight, known(&no_children))?,
         };
         let state = match context.request.state {
             StateForm::Before => State::Before(events),
@@ -91,29 +92,37 @@ async fn parents(context: &Context<'_>, batch: &Batch<'_>) -> Result<HashSet<Eve
     Ok(parents.into_iter().collect())
 }
 
-fn write(
+/// What the user may see in redacted form only of all that is told of a room.
+async fn prune(
     context: &Context<'_>,
     batch: &Batch<'_>,
     part: &Part<'_>,
-    events: &[Arc<Event>],
     sight: &Sight<'_>,
     bundles: &Bundles,
+) -> Result<Pruned> {
+    let others = part.timeline.iter().filter_map(|event| event.replaces);
+    let others: Vec<&Arc<Event>> = others.filter_map(|nid| batch.known.get(&nid)).collect();
+    let events = part.state.iter().chain(&part.timeline);
+    let events = events.chain(bundles.events()).chain(others);
+    erasure::prune(context.app, &part.room, sight, events).await
+}
+
+fn write(
+    context: &Context<'_>,
+    part: &Part<'_>,
+    events: &[Arc<Event>],
+    sight: &Sight<'_>,
+    known: Known<'_>,
 ) -> Result<Vec<Box<RawValue>>> {
     let wanted = context.filter();
     let mut written = if filter::is_federation_format(wanted) {
         events
             .iter()
-            .map(|event| RawValue::from_string(event.pdu.json.to_string()).map_err(Error::internal))
+            .map(|event| known.pruned.pdu(event).json.to_string())
+            .map(|json| RawValue::from_string(json).map_err(Error::internal))
             .collect::<Result<_>>()?
     } else {
-        client_event::known_events(
-            context.app,
-            &part.room,
-            events,
-            sight,
-            bundles,
-            &batch.known,
-        )?
+        client_event::known_events(context.app, &part.room, events, sight, known)?
     };
     if let Some(fields) = &wanted.event_fields {
         for event in &mut written {

@@ -103,3 +103,156 @@ async fn a_deactivation_that_was_cut_off_is_finished_at_the_next_start() {
     let left = tokio::time::timeout(std::time::Duration::from_secs(20), left).await;
     left.expect("the rooms are left");
 }
+
+/// All that `viewer` is shown of bob's message and of what bob is called, by each way to read.
+async fn shown(viewer: &User<'_>, room: &str, event: &str) -> Vec<(&'static str, String)> {
+    let mut shown = Vec::new();
+    for (what, path) in [
+        ("event", format!("/rooms/{room}/event/{event}")),
+        (
+            "context",
+            format!("/rooms/{room}/context/{event}?limit=100"),
+        ),
+        (
+            "messages",
+            format!("/rooms/{room}/messages?dir=b&limit=100"),
+        ),
+        (
+            "forwards",
+            format!("/rooms/{room}/messages?dir=f&limit=100"),
+        ),
+        ("members", format!("/rooms/{room}/members")),
+        ("state", format!("/rooms/{room}/state")),
+        (
+            "relations",
+            format!("/_matrix/client/v1/rooms/{room}/relations/{event}"),
+        ),
+        (
+            "sync",
+            r#"/sync?filter={"room":{"timeline":{"limit":100}}}"#.to_owned(),
+        ),
+        (
+            "federation",
+            r#"/sync?filter={"event_format":"federation","room":{"timeline":{"limit":100}}}"#
+                .to_owned(),
+        ),
+    ] {
+        let path = path.replace('{', "%7B").replace('}', "%7D");
+        let path = path.replace('"', "%22");
+        let sent = viewer.get(&path).await;
+        shown.push((what, sent.ok().to_string()));
+    }
+    let wanted = json!({ "search_term": "secret" });
+    let body = json!({ "search_categories": { "room_events": wanted } });
+    shown.push((
+        "search",
+        viewer.post("/search", body).await.ok().to_string(),
+    ));
+    shown
+}
+
+fn without_state(what: &str) -> bool {
+    !matches!(what, "members" | "state" | "relations")
+}
+
+#[tokio::test]
+async fn those_who_come_later_see_nothing_of_who_was_erased() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let bob = server.register("bob").await;
+    bob.put(
+        &format!("/profile/{}/displayname", bob.id),
+        json!({ "displayname": "Bobby Tables" }),
+    )
+    .await
+    .ok();
+    let room = bob.create_room(json!({ "preset": "public_chat", "name": "Lounge" }));
+    let room = room.await;
+    alice.post(&format!("/join/{room}"), json!({})).await.ok();
+    let event = bob.say(&room, "the first secret").await;
+    let edit = json!({
+        "msgtype": "m.text",
+        "body": "* another secret",
+        "m.new_content": { "msgtype": "m.text", "body": "another secret" },
+        "m.relates_to": { "rel_type": "m.replace", "event_id": event },
+    });
+    bob.put(&format!("/rooms/{room}/send/m.room.message/edit"), edit)
+        .await
+        .ok();
+    for (what, seen) in shown(&alice, &room, &event).await {
+        let should = without_state(what);
+        assert_eq!(seen.contains("first secret"), should, "{what}: {seen}");
+    }
+    let data = format!("/user/{}/account_data/org.example.kept", bob.id);
+    bob.put(&data, json!({ "a": 1 })).await.ok();
+
+    deactivate(&bob, true).await;
+    let profile = alice.get(&format!("/profile/{}", bob.id)).await;
+    profile.fails(404, "M_NOT_FOUND");
+    let user = server
+        .app
+        .user(&UserId::parse(&bob.id).unwrap())
+        .await
+        .unwrap();
+    let data = homing::storage::account_data::all(&server.app.db, user).await;
+    assert_eq!(data.unwrap(), []);
+
+    // Alice was there.
+    for (what, seen) in shown(&alice, &room, &event).await {
+        let should = without_state(what);
+        assert_eq!(seen.contains("first secret"), should, "{what}: {seen}");
+    }
+    let (alice, room_id) = (alice.token.clone(), room.clone());
+    let server = server.restart().await;
+    let alice = User {
+        server: &server,
+        id: "@alice:localhost".to_owned(),
+        token: alice,
+        device_id: String::new(),
+    };
+    let dave = server.register("dave").await;
+    dave.post(&format!("/join/{room_id}"), json!({})).await.ok();
+    for (what, seen) in shown(&dave, &room, &event).await {
+        assert!(
+            !seen.contains("secret") || what == "search",
+            "{what}: {seen}"
+        );
+        assert!(!seen.contains("Bobby Tables"), "{what}: {seen}");
+        assert!(
+            seen.contains(&event) == without_state(what) && what != "search"
+                || matches!(what, "federation" | "search" | "relations"),
+            "{what}: {seen}"
+        );
+        if what == "search" {
+            assert!(seen.contains("\"count\":0"), "{seen}");
+        }
+        // The room is still called what it is called.
+        if matches!(what, "state" | "sync") {
+            assert!(seen.contains("Lounge"), "{what}: {seen}");
+        }
+    }
+    for (what, seen) in shown(&alice, &room, &event).await {
+        let should = without_state(what);
+        assert_eq!(seen.contains("first secret"), should, "{what}: {seen}");
+    }
+}
+
+#[tokio::test]
+async fn who_is_not_erased_keeps_the_profile_but_is_not_found() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let bob = server.register("bob").await;
+    let carol = server.register("carol").await;
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    bob.post(&format!("/join/{room}"), json!({})).await.ok();
+    bob.say(&room, "what bob said").await;
+    deactivate(&bob, false).await;
+    alice.get(&format!("/profile/{}", bob.id)).await.ok();
+    let body = json!({ "search_term": "bob" });
+    let found = alice.post("/user_directory/search", body).await.ok();
+    assert_eq!(found["results"], json!([]));
+    carol.post(&format!("/join/{room}"), json!({})).await.ok();
+    let messages = format!("/rooms/{room}/messages?dir=b&limit=100");
+    let messages = carol.get(&messages).await.ok().to_string();
+    assert!(messages.contains("what bob said"));
+}
