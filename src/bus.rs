@@ -247,8 +247,8 @@ impl Bus {
         told.wake();
     }
 
-    /// Brings memory up to a commit and wakes those whom it concerns.
-    pub(crate) fn apply(&self, rooms: &Rooms, committed: Committed) {
+    /// Brings memory up to a commit. Answers whom it concerns, to be woken.
+    pub(crate) fn apply(&self, rooms: &Rooms, committed: Committed) -> Told {
         let mut told = Told::default();
         let mut settled = self.settled.write().unwrap_or_else(PoisonError::into_inner);
         for (first, effects) in committed.changes {
@@ -257,8 +257,7 @@ impl Bus {
             }
         }
         *settled = committed.head;
-        drop(settled);
-        told.wake();
+        told
     }
 
     fn apply_one(&self, rooms: &Rooms, first: Pos, effect: Effect, told: &mut Told) {
@@ -364,7 +363,7 @@ impl Bus {
 
 /// Those who have been told something and are still to be woken.
 #[derive(Debug, Default)]
-struct Told(Vec<Arc<Feed>>);
+pub struct Told(Vec<Arc<Feed>>);
 
 impl Told {
     fn tell(&mut self, feed: &Arc<Feed>, tell: impl Fn(&mut FeedState)) {
@@ -373,7 +372,8 @@ impl Told {
         }
     }
 
-    fn wake(self) {
+    /// Wakes their syncs.
+    pub fn wake(self) {
         for feed in self.0 {
             feed.wake();
         }

@@ -2,18 +2,35 @@
 
 use std::{
     sync::atomic::{AtomicI64, Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use ruma::{MilliSecondsSinceUnixEpoch, UInt};
 
-/// The system's clock, and how far it is set forward.
-#[derive(Debug, Default)]
+/// The system's clocks, and how far they are set forward.
+#[derive(Debug)]
 pub struct Clock {
+    started: Instant,
     ahead: AtomicI64,
 }
 
+impl Default for Clock {
+    fn default() -> Self {
+        Self {
+            started: Instant::now(),
+            ahead: AtomicI64::new(0),
+        }
+    }
+}
+
 impl Clock {
+    /// Microseconds since some time before; it never goes back, also when somebody sets the system's clock.
+    #[must_use]
+    pub fn ticks(&self) -> i64 {
+        let elapsed = i64::try_from(self.started.elapsed().as_micros()).unwrap_or(i64::MAX / 2);
+        elapsed + self.ahead.load(Ordering::Relaxed) * 1000
+    }
+
     /// Milliseconds since 1970.
     #[must_use]
     pub fn now(&self) -> i64 {

@@ -1,7 +1,7 @@
 //! The log: every change is appended here, gets its positions, and is durable before its caller hears of it.
 //!
 //! One task writes. It takes all changes that wait, allocates their positions, writes each table once, commits once,
-//! tells the readers ([`OnCommit`]), and then answers every caller. So the position order is the commit order, a
+//! tells the readers ([`OnCommit`]), answers every caller, and then wakes the readers that sleep. So the position order is the commit order, a
 //! caller's own reads see its write, and many callers share one `fsync`. See `ARCHITECTURE.md`, "The log".
 
 mod writer;
@@ -19,7 +19,7 @@ use std::{
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    bus::Effect,
+    bus::{Effect, Told},
     rooms::Room,
     storage::{self, Db, Pos, Position, Transactor, Write, rooms::HeadRow},
 };
@@ -110,8 +110,9 @@ pub struct Committed {
     pub took: Duration,
 }
 
-/// Called after each commit, before the callers are answered. Must be quick and must not block.
-pub type OnCommit = Box<dyn Fn(Committed) + Send + Sync>;
+/// Called after each commit, before the callers are answered; says who is to be woken when they are. Must be quick and
+/// must not block.
+pub type OnCommit = Box<dyn Fn(Committed) -> Told + Send + Sync>;
 
 /// A handle to the log.
 #[derive(Clone, Debug)]

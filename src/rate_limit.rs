@@ -99,7 +99,7 @@ impl From<Option<IpAddr>> for Who {
     }
 }
 
-/// The buckets that are not full: when they will be, in microseconds since 1970.
+/// The buckets that are not full: when they will be, in ticks of the [`Clock`](crate::clock::Clock).
 #[derive(Debug, Default)]
 pub struct Buckets(Mutex<HashMap<(Class, Who), i64>>);
 
@@ -137,7 +137,7 @@ pub fn check(app: &App, class: Class, who: impl Into<Who>) -> Result<()> {
     if !limits.enabled || who == Who::Exempt {
         return Ok(());
     }
-    let now = app.clock.now().saturating_mul(1000);
+    let now = app.clock.ticks();
     match app.buckets.take((class, who), class.rate(limits), now) {
         None => Ok(()),
         Some(wait) => Err(Error::limit_exceeded(wait)),

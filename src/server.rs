@@ -252,7 +252,7 @@ fn on_commit(rooms: Arc<Rooms>, bus: Arc<Bus>, metrics: Arc<Metrics>) -> OnCommi
         metrics
             .commit_duration
             .observe(committed.took.as_secs_f64());
-        bus.apply(&rooms, committed);
+        bus.apply(&rooms, committed)
     })
 }
 

@@ -85,7 +85,7 @@ impl LogWriter {
         }
     }
 
-    /// Tells the readers, then the callers.
+    /// Tells the readers, answers the callers, wakes the readers.
     fn publish(&mut self, batch: Vec<Entry>, took: Duration) {
         let mut first = self.shared.head.load(Ordering::Acquire) + 1;
         let mut answers = Vec::with_capacity(batch.len());
@@ -100,7 +100,7 @@ impl LogWriter {
             self.shared.add_ids(ids);
         }
         self.shared.head.store(head, Ordering::Release);
-        (self.on_commit)(Committed {
+        let told = (self.on_commit)(Committed {
             head,
             changes,
             took,
@@ -109,6 +109,12 @@ impl LogWriter {
             // The caller may have gone; the change stands all the same.
             drop(answer.send(Ok(first)));
         }
+        // The answers get a head start: a client that sees its own message in a sync before it has the answer to the
+        // request does not know that it is its own, and some show it twice or send it again.
+        tokio::spawn(async move {
+            tokio::task::yield_now().await;
+            told.wake();
+        });
     }
 
     async fn try_commit(&mut self, batch: &[Entry]) -> Outcome {
