@@ -383,17 +383,12 @@ pub fn parse<R: IncomingRequest>(
     *request.uri_mut() = parts.uri.clone();
     *request.headers_mut() = parts.headers.clone();
     let mut values: Vec<&str> = params.iter().map(|(_, value)| value).collect();
-    // No name that goes into a path or query has a NUL, and PostgreSQL cannot even be asked for one.
-    let query = parts.uri.query().unwrap_or_default();
-    if values.iter().any(|value| value.contains('\0')) || query.contains("%00") {
-        return Err(Error::invalid_param("there is a NUL in the address"));
-    }
     let expected = R::PATH_BUILDER
         .all_paths()
         .next()
         .map_or(0, |path| path.matches('{').count());
     if values.len() < expected {
-        // The empty state key, see `Routes::raw`.
+        // The empty state key, see `Routes::known`.
         values.resize(expected, "");
     }
     R::try_from_http_request(request, &values).map_err(parse_error)

@@ -22,6 +22,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
 };
+use tokio_io_timeout::TimeoutWriter;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
@@ -31,6 +32,9 @@ use super::ClientAddress;
 /// How long a client may take for a TLS handshake, for its first request's
 /// head, and between the end of a request and the next one's head.
 const HEAD_LIMIT: Duration = Duration::from_secs(30);
+/// How long a client may leave the answers that wait for it unread: who never
+/// reads a large one would keep its memory for ever.
+const WRITE_LIMIT: Duration = Duration::from_secs(30);
 /// How often to ask a silent HTTP/2 client whether it is still there, and how
 /// long to wait for the answer.
 const PING_INTERVAL: Duration = Duration::from_mins(1);
@@ -49,11 +53,14 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Answers requests until the client closes the connection, is silent for
-    /// too long, or the server stops.
+    /// Answers requests until the client closes the connection, neither speaks
+    /// nor listens for too long, or the server stops.
     pub(super) async fn run(self, stream: TcpStream, tls: Option<Arc<ServerConfig>>) {
         // A refusal costs latency, nothing else.
         let _ = stream.set_nodelay(true);
+        let mut stream = TimeoutWriter::new(stream);
+        stream.set_timeout(Some(WRITE_LIMIT));
+        let stream = Box::pin(stream);
         let Some(tls) = tls else {
             return self.speak(stream).await;
         };

@@ -1,6 +1,7 @@
 use std::{fs, net::Ipv4Addr, path::Path, time::Instant};
 
-use axum::{Extension, extract::State, routing::get};
+use axum::{Extension, body::Body, extract::State, routing::get};
+use futures_util::stream;
 use reqwest::{Certificate, Client, Version};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -255,6 +256,38 @@ async fn silent_and_slow_clients_are_dropped() {
         tokio::time::resume();
         server.stop().await;
     }
+}
+
+#[tokio::test]
+async fn who_does_not_read_the_answer_is_dropped() {
+    // It ends when nobody waits for the rest of the answer any more.
+    struct Large(Arc<Notify>);
+    impl Drop for Large {
+        fn drop(&mut self) {
+            self.0.notify_one();
+        }
+    }
+    let dropped = Arc::new(Notify::new());
+    let handler = |State(dropped): State<Arc<Notify>>| async move {
+        let large = Large(dropped);
+        Body::from_stream(stream::repeat_with(move || {
+            let _ = &large;
+            Ok::<_, io::Error>(vec![b'x'; 64 * 1024])
+        }))
+    };
+    let router = Router::new()
+        .route("/large", get(handler))
+        .with_state(Arc::clone(&dropped));
+    let server = start(Listener::default(), router).await;
+    let mut deaf = TcpStream::connect(server.bound.address()).await.unwrap();
+    let request = b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    deaf.write_all(request).await.unwrap();
+    deaf.read_exact(&mut [0; 1000]).await.unwrap();
+    tokio::time::pause();
+    let ended = tokio::time::timeout(Duration::from_mins(2), dropped.notified());
+    assert!(ended.await.is_ok(), "the answer still waits");
+    tokio::time::resume();
+    server.stop().await;
 }
 
 #[tokio::test]

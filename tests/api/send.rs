@@ -1,6 +1,9 @@
+use std::collections::HashSet;
+
+use futures_util::future;
 use serde_json::{Value, json};
 
-use crate::server::{Answer, TestServer, User};
+use crate::server::{Answer, PASSWORD, TestServer, User};
 
 async fn put_state(user: &User<'_>, room: &str, kind: &str, key: &str, content: Value) -> Answer {
     user.put(&format!("/rooms/{room}/state/{kind}/{key}"), content)
@@ -32,6 +35,62 @@ async fn state_is_sent_once() {
         .await
         .ok();
     assert_ne!(first, other);
+}
+
+/// Sends the same request many times at once, under each of the paths; answers the event id that all get.
+async fn send_at_once(user: &User<'_>, paths: &[String], body: Value) -> String {
+    let requests = paths.iter().cycle().take(12);
+    let answers = future::join_all(requests.map(|path| user.put(path, body.clone()))).await;
+    let ids: HashSet<_> = answers
+        .into_iter()
+        .map(|answer| answer.ok()["event_id"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(ids.len(), 1, "{ids:?}");
+    ids.into_iter().next().unwrap()
+}
+
+/// The ids of the room's events of this type, the latest first.
+async fn events_of_type(user: &User<'_>, room: &str, kind: &str) -> Vec<String> {
+    let body = user
+        .get(&format!("/rooms/{room}/messages?dir=b&limit=100"))
+        .await
+        .ok();
+    let chunk = body["chunk"].as_array().unwrap().iter();
+    chunk
+        .filter(|event| event["type"] == kind)
+        .map(|event| event["event_id"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_sent_many_times_at_once_is_one_event() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let room = alice.create_room(json!({})).await;
+    // The newest path, and one that old clients use.
+    let paths =
+        |rest: &str| ["v3", "r0"].map(|v| format!("/_matrix/client/{v}/rooms/{room}/{rest}"));
+    let body = json!({ "msgtype": "m.text", "body": "once" });
+    let mut sent = Vec::new();
+    for txn in 0..5 {
+        let paths = paths(&format!("send/m.room.message/{txn}"));
+        sent.insert(0, send_at_once(&alice, &paths, body.clone()).await);
+    }
+    assert_eq!(events_of_type(&alice, &room, "m.room.message").await, sent);
+
+    let mut redactions = Vec::new();
+    for event in &sent {
+        let paths = paths(&format!("redact/{event}/{}", &event[1..]));
+        redactions.insert(0, send_at_once(&alice, &paths, json!({})).await);
+    }
+    let found = events_of_type(&alice, &room, "m.room.redaction").await;
+    assert_eq!(found, redactions);
+
+    // Another device has transactions of its own.
+    let answer = server.login("alice", PASSWORD, json!({})).await.ok();
+    let tablet = User::new(&server, &answer);
+    let again = send_at_once(&tablet, &paths("send/m.room.message/0"), body).await;
+    assert!(!sent.contains(&again));
 }
 
 #[tokio::test]

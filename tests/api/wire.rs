@@ -173,6 +173,78 @@ async fn requests_in_a_row_are_answered_in_a_row() {
 }
 
 #[tokio::test]
+async fn a_body_may_come_byte_by_byte() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let room = alice.create_room(json!({})).await;
+    let body = r#"{"msgtype":"m.text","body":"slowly"}"#;
+    let request = format!(
+        "PUT /_matrix/client/v3/rooms/{room}/send/m.room.message/1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\
+         Authorization: Bearer {}\r\nContent-Length: {}\r\n\r\n{body}",
+        alice.token,
+        body.len()
+    );
+    let mut stream = TcpStream::connect(server.address)
+        .await
+        .expect("the server accepts");
+    stream.set_nodelay(true).expect("bytes are not gathered");
+    for byte in request.bytes() {
+        stream.write_all(&[byte]).await.expect("the server reads");
+        // The server runs on the same thread and takes what is there.
+        tokio::task::yield_now().await;
+    }
+    let mut answer = String::new();
+    let read = timeout(TIME_LIMIT, stream.read_to_string(&mut answer)).await;
+    read.expect("the server answers in time")
+        .expect("the answer is whole");
+    assert!(answer.contains("event_id"), "{answer}");
+}
+
+/// How long such clients are waited for is for `listen` to test.
+#[tokio::test]
+async fn clients_that_never_read_keep_nobody_waiting() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let room = alice.create_room(json!({})).await;
+    // More than what the system keeps for both ends of a connection, so that the server cannot send it all.
+    let long = "x".repeat(60_000);
+    for _ in 0..200 {
+        alice.say(&room, &long).await;
+    }
+    let filter = "%7B%22room%22:%7B%22timeline%22:%7B%22limit%22:1000%7D%7D%7D";
+    let path = format!("/_matrix/client/v3/rooms/{room}/messages?dir=b&limit=1000");
+    let mut deaf = Vec::new();
+    for target in [path, format!("/_matrix/client/v3/sync?filter={filter}")]
+        .iter()
+        .cycle()
+        .take(20)
+    {
+        let request = format!(
+            "GET {target} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {}\r\n\r\n",
+            alice.token
+        );
+        let mut stream = TcpStream::connect(server.address)
+            .await
+            .expect("the server accepts");
+        stream
+            .write_all(request.as_bytes())
+            .await
+            .expect("the server reads");
+        // The answer has begun.
+        let mut start = [0; "HTTP/1.1 200".len()];
+        let read = timeout(TIME_LIMIT, stream.read_exact(&mut start)).await;
+        read.expect("the server answers in time")
+            .expect("the answer begins");
+        assert_eq!(&start, b"HTTP/1.1 200");
+        deaf.push(stream);
+    }
+    timeout(TIME_LIMIT, alice.say(&room, "hello"))
+        .await
+        .expect("others are answered in time");
+    drop(deaf);
+}
+
+#[tokio::test]
 async fn a_thousand_idle_connections_are_no_trouble() {
     // Both ends of each connection are in this process.
     rlimit::increase_nofile_limit(4096).expect("the limit of open files can be read");
