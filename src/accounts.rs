@@ -169,7 +169,10 @@ pub async fn create(app: &App, new: NewAccount<'_>) -> Result<UserNid> {
     }
     change.write(accounts::add(new.user_id.localpart(), account));
     match app.log.append(change).await {
-        Ok(_) => Ok(user),
+        Ok(_) => {
+            tracing::info!(user = %new.user_id, "an account was made");
+            Ok(user)
+        }
         Err(AppendError::Duplicate) => Err(user_in_use()),
         Err(AppendError::Unexpected) => Err(used_up()),
         Err(error) => Err(error.into()),

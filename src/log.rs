@@ -11,7 +11,7 @@ use std::{
     ops::Range,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
     time::Duration,
 };
@@ -124,6 +124,8 @@ pub struct Log {
 #[derive(Debug)]
 struct Shared {
     head: AtomicI64,
+    /// Whether the database failed at the newest batch.
+    failing: AtomicBool,
     /// Reserved ids, used from the front.
     ids: Mutex<VecDeque<Range<i64>>>,
 }
@@ -193,6 +195,7 @@ impl Log {
         let head = storage::commits::head(db).await?;
         let shared = Arc::new(Shared {
             head: AtomicI64::new(head),
+            failing: AtomicBool::new(false),
             ids: Mutex::default(),
         });
         let mut writer = LogWriter {
@@ -247,6 +250,12 @@ impl Log {
     /// If the change was refused or the database failed; then nothing of it was made.
     pub async fn append(&self, change: Change) -> Result<Pos, AppendError> {
         self.place().await?.append(change).committed().await
+    }
+
+    /// Whether the newest change could not be written because the database failed.
+    #[must_use]
+    pub fn is_failing(&self) -> bool {
+        self.shared.failing.load(Ordering::Relaxed)
     }
 
     /// How many changes wait.

@@ -12,10 +12,10 @@ use clap::{Parser, Subcommand};
 use homing::{
     Server,
     announcement::announce,
-    config::{self, Config},
+    config::{self, Config, LogFormat},
     create_user,
     listen::{self, Bound},
-    telemetry,
+    storage, telemetry,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -60,7 +60,7 @@ enum Command {
 
 fn main() -> ExitCode {
     match run(Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("homing: {error}");
             ExitCode::FAILURE
@@ -68,29 +68,29 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: Arguments) -> Result<(), Failure> {
+fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     let command = arguments.command.unwrap_or(Command::Serve);
     if let Command::GenerateConfig = command {
         print!("{}", config::EXAMPLE);
-        return Ok(());
+        return Ok(ExitCode::SUCCESS);
     }
     let config = config::load(arguments.config.as_deref(), env::vars_os())?;
     match command {
-        Command::Serve => runtime()?.block_on(serve(config)),
+        Command::Serve => return runtime()?.block_on(serve(config)),
         Command::CheckConfig => {
             listen::check(&config.listeners)?;
+            storage::check_url(&config.database_url())
+                .map_err(|error| format!("`database.url` cannot be used: {error}"))?;
             println!("The settings can be used.");
-            Ok(())
         }
         Command::CreateUser { name, admin } => {
-            let password = read_password()?;
-            let made = create_user(config, &name, password, admin);
+            let made = create_user(config, &name, admin, read_password);
             let user_id = runtime()?.block_on(made)?;
             println!("There is an account {user_id} now.");
-            Ok(())
         }
-        Command::GenerateConfig => Ok(()),
+        Command::GenerateConfig => {}
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn runtime() -> io::Result<tokio::runtime::Runtime> {
@@ -99,10 +99,23 @@ fn runtime() -> io::Result<tokio::runtime::Runtime> {
         .build()
 }
 
-/// Runs the server until it is told to stop.
-async fn serve(config: Config) -> Result<(), Failure> {
+/// Starts the log, and then the server. Who has every line of the log as JSON gets the cause of a failure so too.
+async fn serve(config: Config) -> Result<ExitCode, Failure> {
     let signals = Signals::new()?;
     telemetry::start_logging(&config.logging)?;
+    let is_json = config.logging.format == LogFormat::Json;
+    match serve_until_told(config, signals).await {
+        Err(error) if is_json => {
+            tracing::error!(%error, "cannot serve");
+            Ok(ExitCode::FAILURE)
+        }
+        Err(error) => Err(error),
+        Ok(()) => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// Runs the server until it is told to stop.
+async fn serve_until_told(config: Config, signals: Signals) -> Result<(), Failure> {
     // Each connection takes a file descriptor, and many systems allow 1,024
     // unless a process asks for more.
     match rlimit::increase_nofile_limit(u64::MAX) {
@@ -114,6 +127,12 @@ async fn serve(config: Config) -> Result<(), Failure> {
     let urls: Vec<_> = server.listeners.iter().map(|bound| bound.url()).collect();
     let first_token = server.first_token.as_deref();
     print!("{}", announce(&server.app.config, &urls, first_token));
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        server_name = %server.app.config.server_name,
+        listeners = urls.join(" "),
+        "serving"
+    );
 
     tokio::spawn(signals.obey(server.app.shutdown.clone(), server.listeners.clone()));
     server.ended().await;

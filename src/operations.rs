@@ -12,6 +12,7 @@ use axum::{
 };
 use http::{Method, StatusCode, header};
 
+use crate::listen::ClientAddress;
 use crate::telemetry::{self, Answer, Counted, Endpoint, Metrics};
 
 /// `GET /health`: 200 if `check` finds nothing wrong, else 503. What is wrong
@@ -71,20 +72,26 @@ pub async fn measure(
         .get::<MatchedPath>()
         .map_or("unknown", MatchedPath::as_str)
         .to_owned();
+    let address = request.extensions().get::<ClientAddress>();
+    let address = address.map_or_else(String::new, |address| address.0.to_string());
     let started = Instant::now();
     let running = Counted::new(&metrics.requests_running);
     let response = next.run(request).await;
     drop(running);
 
+    // The route tells enough: what clients choose may be secret.
+    let status = response.status().as_u16();
+    let took = started.elapsed();
+    tracing::debug!(method, path, status, ?took, address, "answered");
     let endpoint = Endpoint { method, path };
     metrics
         .request_duration
         .get_or_create(&endpoint)
-        .observe(started.elapsed().as_secs_f64());
+        .observe(took.as_secs_f64());
     let answer = Answer {
         method,
         path: endpoint.path,
-        status: response.status().as_u16(),
+        status,
     };
     metrics.requests.get_or_create(&answer).inc();
     response

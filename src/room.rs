@@ -4,6 +4,7 @@ pub mod aggregations;
 pub mod aliases;
 pub mod append;
 pub mod client_event;
+pub mod content;
 pub mod create;
 pub mod directory;
 pub mod erasure;

@@ -12,7 +12,7 @@ use axum::{Router, middleware};
 use homing_federation::SigningKey;
 use http::{HeaderName, Method, header};
 use quick_cache::sync::Cache;
-use ruma::OwnedUserId;
+use ruma::{OwnedServerName, OwnedUserId};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower_http::{
     catch_panic::CatchPanicLayer,
@@ -78,8 +78,26 @@ pub enum StartError {
         error: homing_federation::Error,
     },
     /// The database cannot be used.
-    #[error("the database cannot be used: {0}")]
-    Database(#[from] storage::Error),
+    #[error("cannot use the database {place}: {}", storage::cause(error))]
+    Database {
+        /// Where it is.
+        place: String,
+        /// Why.
+        error: storage::Error,
+    },
+    /// The database is that of a server with another name.
+    #[error(
+        "the database has the account {account}; `server_name` is {name} and can never be changed"
+    )]
+    OtherName {
+        /// One of its accounts.
+        account: String,
+        /// The name that is configured.
+        name: OwnedServerName,
+    },
+    /// An account cannot be made.
+    #[error("{0}")]
+    Account(String),
     /// A listener cannot be opened.
     #[error(transparent)]
     Listen(#[from] listen::Error),
@@ -125,7 +143,7 @@ impl Server {
 
         let listeners = listen::bind(&config.listeners).await?;
         let app = open(config).await?;
-        let claim = app.db.claim().await?;
+        let claim = app.db.claim().await.map_err(database(&app.config))?;
         let claim = claim.ok_or_else(|| StartError::InUse("this database".to_owned()))?;
         let first_token = accounts::first_token(&app).await?;
         app.files.prepare().map_err(files)?;
@@ -166,10 +184,17 @@ impl Server {
     }
 }
 
+fn database(config: &Config) -> impl Fn(storage::Error) -> StartError + Copy + use<'_> {
+    |error| StartError::Database {
+        place: storage::place(&config.database_url()),
+        error,
+    }
+}
+
 /// Opens the database and puts the parts together, without listening.
 ///
 /// # Errors
-/// If the data directory or the database cannot be used.
+/// If the data directory or the database cannot be used, or the database is that of a server with another name.
 pub async fn open(config: Config) -> Result<Arc<App>, StartError> {
     let signing_key = signing_key(&config.data_dir.join("signing.key"))?;
     let connections = config
@@ -177,15 +202,24 @@ pub async fn open(config: Config) -> Result<Arc<App>, StartError> {
         .max_connections
         .unwrap_or(DATABASE_CONNECTIONS);
     let metrics = Arc::new(Metrics::new());
-    let db = Db::open(&config.database_url(), connections, Arc::clone(&metrics)).await?;
+    let url = config.database_url();
+    let db = Db::open(&url, connections, Arc::clone(&metrics))
+        .await
+        .map_err(database(&config))?;
+    expect_name(&db, &config).await?;
     let (rooms, bus) = (Arc::new(Rooms::default()), Arc::new(Bus::default()));
     let log = Log::start(
         &db,
         on_commit(Arc::clone(&rooms), Arc::clone(&bus), Arc::clone(&metrics)),
     )
-    .await?;
+    .await
+    .map_err(database(&config))?;
     bus.start_at(log.head());
-    let erased = Erased::new(storage::accounts::erased(&db).await?);
+    let erased = Erased::new(
+        storage::accounts::erased(&db)
+            .await
+            .map_err(database(&config))?,
+    );
     Ok(Arc::new(App {
         server_name: config.server_name.clone(),
         files: Files::new(&config.data_dir),
@@ -215,31 +249,65 @@ pub async fn open(config: Config) -> Result<Arc<App>, StartError> {
     }))
 }
 
-/// Makes an account, also beside a running server.
+/// Checks that the accounts in the database are those of this server: their names are signed into every event.
+async fn expect_name(db: &Db, config: &Config) -> Result<(), StartError> {
+    let any = storage::accounts::any_user_id(db).await;
+    let Some(account) = any.map_err(database(config))? else {
+        return Ok(());
+    };
+    let name = config.server_name.clone();
+    if account.split_once(':').is_some_and(|(_, own)| own == name) {
+        return Ok(());
+    }
+    Err(StartError::OtherName { account, name })
+}
+
+/// Makes an account, also beside a running server. The `name` may also be given as the whole user id; `password` is
+/// called when it is known that the name can be used.
 ///
 /// # Errors
 /// If the name or the password cannot be used, the name is taken, or the database cannot be used.
-pub async fn create_user(
+pub async fn create_user<E: From<StartError>>(
     config: Config,
     name: &str,
-    password: String,
     is_admin: bool,
-) -> Result<OwnedUserId, StartError> {
+    password: impl FnOnce() -> Result<String, E>,
+) -> Result<OwnedUserId, E> {
     make_data_dir(&config.data_dir)?;
     let app = open(config).await?;
-    let user_id = accounts::new_user_id(&app, name)?;
+    let localpart = name
+        .strip_prefix('@')
+        .and_then(|id| id.strip_suffix(app.name().as_str())?.strip_suffix(':'))
+        .unwrap_or(name);
+    let user_id = accounts::new_user_id(&app, localpart).map_err(refused)?;
+    let free = accounts::expect_free(&app, &user_id).await;
+    free.map_err(refused)?;
+    let hash = app.passwords.hash(password()?).await.map_err(refused)?;
     let new = NewAccount {
-        password_hash: Some(app.passwords.hash(password).await?),
+        password_hash: Some(hash),
         is_admin,
         ..NewAccount::new(&user_id)
     };
-    accounts::create(&app, new).await?;
+    accounts::create(&app, new).await.map_err(refused)?;
     app.db.close().await;
     Ok(user_id)
 }
 
+/// What a client would be told with a status and a code is told with words alone.
+fn refused(error: Error) -> StartError {
+    match error {
+        Error::Matrix { message, .. } => StartError::Account(message),
+        error => StartError::Prepare(error),
+    }
+}
+
+/// Makes the data directory, for the eyes of this user of the system only.
 fn make_data_dir(path: &Path) -> Result<(), StartError> {
-    std::fs::create_dir_all(path).map_err(|error| StartError::Files {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(path).map_err(|error| StartError::Files {
         path: path.display().to_string(),
         error,
     })
@@ -262,7 +330,15 @@ fn router(app: &Arc<App>) -> Router {
         let app = Arc::clone(app);
         operations::health(move || {
             let app = Arc::clone(&app);
-            async move { storage::commits::head(&app.db).await.map(drop) }
+            async move {
+                storage::commits::head(&app.db)
+                    .await
+                    .map_err(|error| error.to_string())?;
+                if app.log.is_failing() {
+                    return Err("the last change could not be written".to_owned());
+                }
+                Ok(())
+            }
         })
     };
     let router = client_server::routes()

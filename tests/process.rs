@@ -178,6 +178,78 @@ fn metrics_have_a_listener_of_their_own() {
 }
 
 #[test]
+#[cfg(unix)]
+fn what_is_kept_is_for_its_owner_only() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = folder();
+    let mut server = Server::start(&mut homing(&folder));
+    server.signal("-TERM");
+    server.end();
+    let data = folder.path().join("homing-data");
+    let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode();
+    assert_eq!(mode(&data) & 0o777, 0o700);
+    assert_eq!(mode(&data.join("signing.key")) & 0o777, 0o600);
+}
+
+#[test]
+fn the_log_tells_what_operators_ask_for() {
+    let folder = folder();
+    let mut command = homing(&folder);
+    command.env("HOMING_LOGGING__FILTER", "info,homing::operations=debug");
+    command.env("HOMING_REGISTRATION__MODE", "open");
+    let mut server = Server::start(&mut command);
+    let register = r#"{"username":"alice","password":"p","auth":{"type":"m.login.dummy"}}"#;
+    server.send("POST", "/_matrix/client/v3/register", register);
+    let login = r#"{"type":"m.login.password","user":"alice","password":"wrong"}"#;
+    server.send("POST", "/_matrix/client/v3/login", login);
+    server.signal("-TERM");
+    let (_, log) = server.end();
+    let address = format!("http://{}", server.address);
+    for parts in [
+        ["serving", "localhost", &address],
+        ["an account was made", "@alice:localhost", ""],
+        ["a login failed", "127.0.0.1", "M_FORBIDDEN"],
+        ["answered", "/_matrix/client/v3/login", "status=403"],
+    ] {
+        let told = |line: &str| parts.iter().all(|part| line.contains(part));
+        assert!(log.lines().any(told), "{parts:?} is not in\n{log}");
+    }
+}
+
+#[test]
+fn a_database_that_cannot_write_is_not_healthy() {
+    let folder = folder();
+    let mut command = homing(&folder);
+    command.env("HOMING_REGISTRATION__MODE", "open");
+    let mut server = Server::start(&mut command);
+    let url = format!("sqlite:{}/homing-data/homing.db", folder.path().display());
+    let execute = |sql: &'static str| {
+        use sqlx::{Connection as _, Executor as _};
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let mut connection = sqlx::SqliteConnection::connect(&url).await.unwrap();
+            connection.execute(sql).await.unwrap();
+            connection.close().await.unwrap();
+        });
+    };
+    let register = |name: &str| {
+        let auth = json!({ "type": "m.login.dummy" });
+        let body = json!({ "username": name, "password": "p", "auth": auth }).to_string();
+        server.send("POST", "/_matrix/client/v3/register", &body)
+    };
+    execute(
+        "CREATE TRIGGER full BEFORE INSERT ON account BEGIN SELECT RAISE(ABORT, 'disk full'); END",
+    );
+    assert!(register("alice").starts_with("HTTP/1.0 500"));
+    assert!(server.get("/health").starts_with("HTTP/1.0 503"));
+    execute("DROP TRIGGER full");
+    assert!(register("alice").starts_with("HTTP/1.0 200"));
+    assert!(server.get("/health").starts_with("HTTP/1.0 200"));
+    server.signal("-TERM");
+    assert_eq!(server.end().0, Some(0));
+}
+
+#[test]
 fn log_can_be_json() {
     let folder = folder();
     let mut command = homing(&folder);
@@ -190,6 +262,18 @@ fn log_can_be_json() {
         assert!(line["message"].is_string(), "{line}");
     }
     assert!(log.contains("stopped"), "{log}");
+
+    let mut command = homing(&folder);
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    command.env("HOMING_LOGGING__FORMAT", "json");
+    command.env(
+        "HOMING_LISTENERS__0__BIND",
+        taken.local_addr().unwrap().to_string(),
+    );
+    let output = run(&mut command);
+    assert_eq!(output.status.code(), Some(1));
+    let line: serde_json::Value = serde_json::from_slice(&output.stderr).unwrap();
+    assert!(line["error"].as_str().unwrap().contains("in use"), "{line}");
 }
 
 #[test]
@@ -288,6 +372,16 @@ fn bad_settings_stop_every_command_that_needs_them() {
         assert!(text(&output.stderr).contains("HOMING_MEDIA__X"));
     }
 
+    let output = run(homing(&folder)
+        .arg("check-config")
+        .env("HOMING_DATABASE__URL", "postgres://u:hush@h:port/d"));
+    assert_eq!(output.status.code(), Some(1));
+    let error = text(&output.stderr);
+    assert!(
+        error.contains("`database.url`") && !error.contains("hush"),
+        "{error}"
+    );
+
     let tls = "[[listeners]]\ntls = true\ncert = \"none.pem\"\nkey = \"none.pem\"\n";
     std::fs::write(folder.path().join("tls.toml"), tls).unwrap();
     let output = run(homing(&folder)
@@ -303,6 +397,59 @@ fn account_needs_a_password() {
     let output = run(homing(&folder).args(["create-user", "alice"]));
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("password"));
+}
+
+#[test]
+fn a_database_that_cannot_be_used_is_named() {
+    let folder = folder();
+    std::fs::write(folder.path().join("broken.db"), "nonsense".repeat(1000)).unwrap();
+    // A port that nobody listens on.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap();
+    drop(free);
+    for (url, place, cause) in [
+        (
+            "sqlite:broken.db".to_owned(),
+            "sqlite:broken.db",
+            "not a database",
+        ),
+        (
+            format!("postgres://u:hush@{address}/d"),
+            &format!("postgres://{address}/d"),
+            "refused",
+        ),
+    ] {
+        let started = Instant::now();
+        let output = run(homing(&folder)
+            .arg("serve")
+            .env("HOMING_LISTENERS__0__BIND", "127.0.0.1:0")
+            .env("HOMING_DATABASE__URL", url));
+        assert_eq!(output.status.code(), Some(1));
+        let error = text(&output.stderr);
+        for part in [place, cause] {
+            assert!(error.contains(part), "{part} is not in: {error}");
+        }
+        assert!(!error.contains("hush"), "{error}");
+        assert!(started.elapsed() < Duration::from_secs(15));
+    }
+}
+
+#[test]
+fn a_database_belongs_to_one_server_name() {
+    let folder = folder();
+    assert!(create_user(&folder, &["alice"]).status.success());
+    for arguments in [&["serve"][..], &["create-user", "bob"]] {
+        let output = run(homing(&folder)
+            .args(arguments)
+            .env("HOMING_LISTENERS__0__BIND", "127.0.0.1:0")
+            .env("HOMING_SERVER_NAME", "example.com"));
+        assert_eq!(output.status.code(), Some(1));
+        let error = text(&output.stderr);
+        assert!(
+            error.contains("@alice:localhost") && error.contains("example.com"),
+            "{error}"
+        );
+    }
 }
 
 /// Runs `homing create-user` with a password on its standard input.
@@ -325,13 +472,13 @@ fn accounts_are_made_beside_a_running_server() {
     assert!(text(&made.stdout).contains("@alice:localhost"));
     let again = create_user(&folder, &["alice"]);
     assert_eq!(again.status.code(), Some(1));
-    assert!(
-        text(&again.stderr).contains("taken"),
-        "{}",
-        text(&again.stderr)
-    );
-    let wrong = create_user(&folder, &["a b"]);
+    assert_eq!(text(&again.stderr), "homing: this name is taken\n");
+    // Nobody is asked for the password of a name that cannot be used.
+    let wrong = run(homing(&folder).args(["create-user", "a b"]));
     assert_eq!(wrong.status.code(), Some(1));
+    assert!(text(&wrong.stderr).contains("characters"));
+    let whole = create_user(&folder, &["@carl:localhost"]);
+    assert!(text(&whole.stdout).contains("@carl:localhost"));
 
     let body = r#"{"type":"m.login.password","user":"alice","password":"correct horse"}"#;
     let answer = server.send("POST", "/_matrix/client/v3/login", body);

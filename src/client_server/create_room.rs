@@ -240,6 +240,8 @@ async fn first_events(
 /// Checks what the rules of rooms leave open, or what other endpoints check too.
 fn check_initial_state(events: &[NewEvent], alias: Option<&RoomAliasId>) -> Result<()> {
     for event in events {
+        let state_key = event.state_key.as_deref().unwrap_or_default();
+        room::content::check(&event.event_type, state_key, &event.content)?;
         match event.event_type.as_str() {
             "m.room.create" | "m.room.member" => {
                 return Err(Error::invalid_param(format!(

@@ -151,6 +151,8 @@ async fn send_state_event(
     rate_limit::check(&app, Class::Messages, &requester)?;
     let room = app.member_room(&request.room_id).await?;
     let content = strict_json(request.body.json().get().as_bytes())?;
+    let event_type = request.event_type.to_string();
+    room::content::check(&event_type, &request.state_key, &content)?;
     let current = head::state_event(&app, &room, &request.event_type, &request.state_key).await?;
     if let Some(current) = current
         && current.sender == requester.user

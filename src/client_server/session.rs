@@ -91,7 +91,9 @@ async fn login(
     };
     sessions::check(&sign_in)?;
     let user = match body.login_info {
-        LoginInfo::Password(password) => by_password(&app, password).await?,
+        LoginInfo::Password(password) => by_password(&app, password)
+            .await
+            .inspect_err(|error| tracing::info!(?address, %error, "a login failed"))?,
         LoginInfo::Token(token) => by_token(&app, &token.token).await?,
         LoginInfo::ApplicationService(_) if auth::has_token(&parts) => {
             return Err(Error::forbidden(

@@ -3,7 +3,7 @@
 
 use http::Uri;
 use ruma::RoomVersionId;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use super::{Config, Listener, Rate, WellKnown};
 
@@ -41,6 +41,7 @@ pub(super) fn check(config: &Config) -> Result<(), Problem> {
     for (index, listener) in config.listeners.iter().enumerate() {
         check_listener(index, listener)?;
     }
+    check_addresses(config)?;
     check_database(config)?;
     check_registration(config)?;
     check_rates(config)?;
@@ -61,8 +62,9 @@ pub(super) fn check(config: &Config) -> Result<(), Problem> {
         "must be more than 0",
     )?;
     check_well_known(&config.well_known)?;
+    let filter = &config.logging.filter;
     require(
-        EnvFilter::builder().parse(&config.logging.filter).is_ok(),
+        EnvFilter::builder().parse(filter).is_ok() && has_levels(filter),
         "logging.filter",
         "must be a list of levels and modules, as in \"info,homing::sync=debug\"",
     )
@@ -83,6 +85,39 @@ fn check_listener(index: usize, listener: &Listener) -> Result<(), Problem> {
         key("max_connections"),
         "must be more than 0",
     )
+}
+
+/// No two sockets have the same address, unless the system chooses their ports.
+fn check_addresses(config: &Config) -> Result<(), Problem> {
+    let listeners = config.listeners.iter().enumerate();
+    let mut named = listeners
+        .map(|(index, listener)| (format!("listeners.{index}.bind"), listener.bind))
+        .collect::<Vec<_>>();
+    named.extend(
+        config
+            .metrics
+            .bind
+            .map(|bind| ("metrics.bind".to_owned(), bind)),
+    );
+    for (index, (key, bind)) in named.iter().enumerate() {
+        let taken = named[..index].iter().any(|(_, other)| other == bind);
+        require(
+            !taken || bind.port() == 0,
+            key,
+            "is the address of another listener",
+        )?;
+    }
+    Ok(())
+}
+
+/// Whether each part of a log filter that is a word alone is a level: `EnvFilter` takes any other word for a module's
+/// name, and then logs nothing else.
+fn has_levels(filter: &str) -> bool {
+    let mut words = filter
+        .split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty() && !part.contains(['=', '[', ']', '{', '}']));
+    words.all(|word| word.parse::<LevelFilter>().is_ok())
 }
 
 fn check_database(config: &Config) -> Result<(), Problem> {

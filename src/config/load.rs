@@ -29,6 +29,26 @@ impl Error {
             message: message.to_string().trim_end().to_owned(),
         }
     }
+
+    /// What is wrong with a TOML `text`, without the text itself, which may hold secrets.
+    fn toml(origin: &str, text: &str, error: &toml::de::Error) -> Self {
+        let message = without_value(error.message());
+        let before = error.span().and_then(|span| text.get(..span.start));
+        match before.map(|before| before.matches('\n').count() + 1) {
+            Some(line) => Self::new(origin, &format!("line {line}: {message}")),
+            None => Self::new(origin, &message),
+        }
+    }
+}
+
+/// A message of serde without the text that was found instead of what was expected.
+fn without_value(message: &str) -> String {
+    match (message.find(" \""), message.rfind("\", expected")) {
+        (Some(start), Some(end)) if start < end => {
+            format!("{}{}", &message[..start], &message[end + 1..])
+        }
+        _ => message.to_owned(),
+    }
 }
 
 /// Reads the settings from `file`, if there is one, and from those of the
@@ -58,7 +78,7 @@ pub fn load(
 
     let config: Config = settings
         .try_into()
-        .map_err(|error| Error::new(&file_name, &error))?;
+        .map_err(|error| Error::toml(&file_name, "", &error))?;
     match check::check(&config) {
         Ok(()) => Ok(config),
         Err(problem) => {
@@ -78,8 +98,9 @@ pub fn load(
 /// here an error can still show the line that it is about.
 fn read(file: &Path, name: &str) -> Result<Table, Error> {
     let text = fs::read_to_string(file).map_err(|error| Error::new(name, &error))?;
-    toml::from_str::<Config>(&text).map_err(|error| Error::new(name, &error))?;
-    toml::from_str(&text).map_err(|error| Error::new(name, &error))
+    let wrong = |error| Error::toml(name, &text, &error);
+    toml::from_str::<Config>(&text).map_err(wrong)?;
+    toml::from_str(&text).map_err(wrong)
 }
 
 /// Puts the values of `over` in the place of those in `base`. Tables are
@@ -121,10 +142,13 @@ impl Variable {
             };
             match changed.clone().try_into::<Config>() {
                 Ok(_) => return Ok(changed),
-                Err(error) => refusal = Some(error.to_string()),
+                Err(error) => refusal = Some(error),
             }
         }
-        Err(Error::new(&self.name, &refusal.unwrap_or_default()))
+        Err(match refusal {
+            Some(error) => Error::toml(&self.name, "", &error),
+            None => Error::new(&self.name, "cannot be used"),
+        })
     }
 
     /// Whether this is the setting `key`, or a part of it, or has it as part.

@@ -136,10 +136,10 @@ fn list_in_the_environment_is_in_the_order_of_its_numbers() {
 /// A file, and what the message about it must say besides the file's name.
 const BAD_FILES: &[(&str, &[&str])] = &[
     ("sever_name = 'x'", &["`sever_name`", "line 1"]),
-    ("server_name = 'a b'", &["server_name", "line 1"]),
+    ("server_name = 'a b'", &["server name", "line 1"]),
     ("data_dir = ''", &["`data_dir`"]),
     ("listeners = []", &["`listeners`"]),
-    ("[[listeners]]\nbind = '8008'", &["bind", "line 2"]),
+    ("[[listeners]]\nbind = '8008'", &["address", "line 2"]),
     (
         "[[listeners]]\ntls = true",
         &["`listeners.0.tls`", "`cert`"],
@@ -181,7 +181,7 @@ const BAD_FILES: &[(&str, &[&str])] = &[
     ),
     (
         "[media]\nmax_upload_bytes = 'big'",
-        &["max_upload_bytes", "line 2"],
+        &["string, expected u64", "line 2"],
     ),
     ("[media]\nmax_upload_bytes = -1", &["line 2"]),
     (
@@ -226,6 +226,12 @@ const BAD_FILES: &[(&str, &[&str])] = &[
         &["`well_known.support_contacts.0`"],
     ),
     ("[logging]\nfilter = 'homing=loud'", &["`logging.filter`"]),
+    ("[logging]\nfilter = 'verbose'", &["`logging.filter`"]),
+    (
+        "[[listeners]]\nbind = '[::1]:80'\n[[listeners]]\nbind = '[::1]:80'",
+        &["`listeners.1.bind`"],
+    ),
+    ("[metrics]\nbind = '127.0.0.1:8008'", &["`metrics.bind`"]),
     ("[logging]\nformat = 'xml'", &["`xml`", "line 2"]),
 ];
 
@@ -245,7 +251,7 @@ const BAD_VARIABLES: &[(&str, &str, &str)] = &[
     ("HOMING_SERVER_NAME__X", "1", "`x`"),
     ("HOMING_SERVER_NAME", "a b", "server name"),
     ("HOMING_MEDIA__BIG", "1", "`big`"),
-    ("HOMING_MEDIA__MAX_UPLOAD_BYTES", "big", "\"big\""),
+    ("HOMING_MEDIA__MAX_UPLOAD_BYTES", "big", "expected u64"),
     (
         "HOMING_MEDIA__MAX_UPLOAD_BYTES",
         "0",
@@ -285,8 +291,22 @@ fn secrets_are_not_shown() {
     .unwrap();
     assert!(!format!("{config:?}").contains("hush"));
 
-    let url = "[database]\nurl = \"oracle://u:hush@h/d\"";
-    assert!(!load_from(url, &[]).unwrap_err().contains("hush"));
+    for file in [
+        "[database]\nurl = \"oracle://u:hush@h/d\"",
+        "[database]\nurl = [\"postgres://u:hush@h/d\"]",
+        "[registration]\nshared_secret = \"hush",
+        "[registration]\nshared_secret = hush",
+        "[registration]\ntokens = \"hush, \\\"hush\\\", expected hush\"",
+    ] {
+        let message = load_from(file, &[]).unwrap_err();
+        assert!(!message.contains("hush"), "{message}");
+        assert!(
+            message.contains("line 2") || message.contains("`database.url`"),
+            "{message}"
+        );
+    }
+    let message = load_from("", &[("HOMING_REGISTRATION__TOKENS", "hush")]).unwrap_err();
+    assert!(!message.contains("hush"), "{message}");
 }
 
 #[test]

@@ -65,12 +65,14 @@ impl LogWriter {
             let started = Instant::now();
             match self.try_commit(&batch).await {
                 Outcome::Committed(refused) => {
+                    self.shared.failing.store(false, Ordering::Relaxed);
                     answer(&mut batch, refused);
                     self.publish(batch, started.elapsed());
                     return;
                 }
                 Outcome::Refused(refused) => answer(&mut batch, refused),
                 Outcome::Failed(error) if batch.len() == 1 => {
+                    self.shared.failing.store(true, Ordering::Relaxed);
                     let refused = vec![(0, append_error(error))];
                     answer(&mut batch, refused);
                 }

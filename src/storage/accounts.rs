@@ -48,6 +48,14 @@ pub async fn any(db: &Db) -> Result<bool> {
     Ok(!db.rows(query, args![]).await?.is_empty())
 }
 
+/// The user id of one of the accounts, if there are any: it tells whose database this is.
+pub async fn any_user_id(db: &Db) -> Result<Option<String>> {
+    let query =
+        sql!("SELECT mxid FROM account JOIN user_id ON user_id.nid = account.user_nid LIMIT 1");
+    let row = db.maybe(query, args![]).await?;
+    row.map(|row| row.get(0)).transpose()
+}
+
 static ACCOUNT: Insert = Insert {
     table: "account",
     columns: &[

@@ -4,6 +4,7 @@
 //! changes something returns a [`Write`](super::Write), which the log's writer applies.
 
 use std::{
+    io,
     str::FromStr,
     sync::{
         Arc,
@@ -32,6 +33,46 @@ const STATEMENT_CACHE: usize = 512;
 /// How often, and how long apart, a claimed database is asked for.
 const CLAIM_TRIES: u32 = 100;
 const CLAIM_WAIT: Duration = Duration::from_millis(50);
+
+/// How long PostgreSQL may take to answer at the start.
+const CONNECT_TIME: Duration = Duration::from_secs(20);
+
+/// Whether the URL of a database can be understood; nothing is opened.
+///
+/// # Errors
+/// If it cannot; the error does not repeat the URL, which may hold a password.
+pub fn check_url(url: &str) -> Result<()> {
+    if url.starts_with("sqlite:") {
+        SqliteConnectOptions::from_str(url).map(drop)
+    } else {
+        PgConnectOptions::from_str(url).map(drop)
+    }
+}
+
+/// Where the database is, for people to read: its URL without user and password.
+#[must_use]
+pub fn place(url: &str) -> String {
+    match PgConnectOptions::from_str(url) {
+        _ if url.starts_with("sqlite:") => url.to_owned(),
+        Ok(options) => format!(
+            "postgres://{}:{}/{}",
+            options.get_host(),
+            options.get_port(),
+            options.get_database().unwrap_or_default()
+        ),
+        Err(_) => "`database.url`".to_owned(),
+    }
+}
+
+/// Why the database failed, for people to read.
+#[must_use]
+pub fn cause(error: &sqlx::Error) -> String {
+    match error {
+        // Without the line of PostgreSQL's source that it came from.
+        sqlx::Error::Database(error) => error.message().to_owned(),
+        error => error.to_string(),
+    }
+}
 
 /// One statement, spelled for both databases. Made with [`sql!`](crate::sql).
 #[derive(Debug)]
@@ -297,12 +338,22 @@ impl Db {
                 .await?;
             Driver::Sqlite { readers, writer }
         } else {
-            let writer = PgConnectOptions::from_str(url)?.statement_cache_capacity(STATEMENT_CACHE);
+            let writer = PgConnectOptions::from_str(url)?
+                .statement_cache_capacity(STATEMENT_CACHE)
+                // Migrations would tell of each table that is there already.
+                .options([("client_min_messages", "warning")]);
+            // Not by the pool, which would try again for long and not tell why it could not.
+            let connecting = PgConnection::connect_with(&writer);
+            let mut connection = tokio::time::timeout(CONNECT_TIME, connecting)
+                .await
+                .map_err(io::Error::from)??;
+            sqlx::migrate!("migrations/postgres")
+                .run(&mut connection)
+                .await?;
+            connection.close().await?;
             let pool = PgPoolOptions::new()
                 .max_connections(max_connections)
-                .connect_with(writer.clone())
-                .await?;
-            sqlx::migrate!("migrations/postgres").run(&pool).await?;
+                .connect_lazy_with(writer.clone());
             Driver::Postgres { pool, writer }
         };
         Ok(Self {

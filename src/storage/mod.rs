@@ -38,7 +38,10 @@ pub mod timeline;
 pub mod tokens;
 
 pub use account_data::AccountData;
-pub use db::{Arg, Claim, Column, Db, Position, Result, Row, Sql, Statistics, is_null_character};
+pub use db::{
+    Arg, Claim, Column, Db, Position, Result, Row, Sql, Statistics, cause, check_url,
+    is_null_character, place,
+};
 pub use events::Event;
 pub use members::{Member, Membership};
 pub use nid::{

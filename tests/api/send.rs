@@ -326,6 +326,34 @@ async fn threads_do_not_begin_in_relations() {
 }
 
 #[tokio::test]
+async fn join_rules_say_who_may_join() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    for content in [json!({}), json!({ "join_rule": 1 })] {
+        put_state(&alice, &room, "m.room.join_rules", "", content.clone())
+            .await
+            .fails(400, "M_BAD_JSON");
+        let rules = json!({ "type": "m.room.join_rules", "content": content });
+        alice
+            .post("/createRoom", json!({ "initial_state": [rules] }))
+            .await
+            .fails(400, "M_BAD_JSON");
+    }
+    // It counts nowhere but under the empty key.
+    put_state(&alice, &room, "m.room.join_rules", "x", json!({}))
+        .await
+        .ok();
+    bob.post(&format!("/join/{room}"), json!({})).await.ok();
+    let invite = json!({ "join_rule": "invite" });
+    put_state(&alice, &room, "m.room.join_rules", "", invite)
+        .await
+        .ok();
+    // Who has joined stays, whatever the rules say now.
+    bob.post(&format!("/join/{room}"), json!({})).await.ok();
+}
+
+#[tokio::test]
 async fn redactions_need_power_or_ones_own_event() {
     let server = TestServer::start().await;
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);
