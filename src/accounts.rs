@@ -36,7 +36,7 @@ pub enum Ticket {
     Configured,
     /// A stored registration token.
     Token(String),
-    /// The token of the first account, which makes an administrator.
+    /// The token of the first administrator.
     First(String),
 }
 
@@ -164,7 +164,7 @@ pub async fn create(app: &App, new: NewAccount<'_>) -> Result<UserNid> {
         deactivated: false,
         user_type: new.user_type,
     };
-    if !new.is_guest {
+    if account.is_admin {
         change.write(tokens::drop_first());
     }
     change.write(accounts::add(new.user_id.localpart(), account));
@@ -213,7 +213,6 @@ pub async fn upgrade_guest(
         password_hash,
         matches!(ticket, Ticket::First(_)),
     ));
-    change.write(tokens::drop_first());
     match app.log.append(change).await {
         Ok(_) => {}
         Err(AppendError::Unexpected) => return Err(used_up()),
@@ -242,12 +241,13 @@ pub async fn ticket(app: &App, token: &str) -> Result<Option<Ticket>> {
     Ok(stored.map(|_| Ticket::Token(token.to_owned())))
 }
 
-/// The token with which the first account is registered, made now if there is none; nothing once there is an account.
+/// The token with which an administrator is registered, made now if there is none; nothing while there is an
+/// administrator.
 ///
 /// # Errors
 /// If the database fails.
 pub async fn first_token(app: &App) -> Result<Option<String>> {
-    if accounts::any(&app.db).await? {
+    if accounts::any_admin(&app.db).await? {
         return Ok(None);
     }
     if let Some(token) = tokens::first(&app.db).await? {

@@ -6,7 +6,7 @@ use crate::config::{Config, RegistrationMode};
 /// an account.
 ///
 /// `urls` are those of the open listeners; `first_token` is the registration
-/// token of the first account, as long as there is no account.
+/// token of the first account, as long as there is none.
 #[must_use]
 pub fn announce(config: &Config, urls: &[String], first_token: Option<&str>) -> String {
     let mut lines = vec![format!(
@@ -22,8 +22,8 @@ pub fn announce(config: &Config, urls: &[String], first_token: Option<&str>) -> 
     }
     let accounts = match (first_token, config.registration.mode) {
         (Some(token), _) => &format!(
-            "There is no account yet. Register the first one, an administrator, in a client\n\
-             with this registration token:\n\n    {token}\n\n\
+            "There is no administrator yet. Register one in a client with this registration\n\
+             token:\n\n    {token}\n\n\
              or run `homing create-user NAME --admin`."
         ),
         (None, RegistrationMode::Closed) => {

@@ -7,6 +7,7 @@ mod content_repo;
 mod create_room;
 mod devices;
 mod discovery;
+mod fallback;
 mod filters;
 mod membership;
 mod messages;
@@ -48,6 +49,7 @@ pub fn routes() -> Routes {
         .merge(create_room::routes())
         .merge(devices::routes())
         .merge(discovery::routes())
+        .merge(fallback::routes())
         .merge(filters::routes())
         .merge(membership::routes())
         .merge(messages::routes())

@@ -153,6 +153,12 @@ pub struct RateLimits {
     pub joins: Rate,
     /// Invites that one user sends.
     pub invites: Rate,
+    /// Access tokens refreshed from one address.
+    pub refreshes: Rate,
+    /// Files that one user uploads or makes names for.
+    pub uploads: Rate,
+    /// Changes that one user makes to their profile.
+    pub profiles: Rate,
 }
 
 impl Default for RateLimits {
@@ -165,6 +171,9 @@ impl Default for RateLimits {
             messages: Rate::new(10.0, 100),
             joins: Rate::new(0.5, 20),
             invites: Rate::new(0.5, 20),
+            refreshes: Rate::new(1.0, 30),
+            uploads: Rate::new(1.0, 50),
+            profiles: Rate::new(0.2, 10),
         }
     }
 }

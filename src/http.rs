@@ -23,7 +23,7 @@ use ruma::api::{
     path_builder::PathBuilder as _,
 };
 use serde::Serialize;
-use serde_json::{error::Category, value::RawValue};
+use serde_json::{Value, error::Category, value::RawValue};
 
 use crate::{
     app::App,
@@ -221,6 +221,14 @@ impl Routes {
         self
     }
 
+    /// Leaves out of the answers of these endpoints what is `null`: ruma writes so some fields that the specification
+    /// has as a text or not at all. Not for answers that have what users made in them.
+    #[must_use]
+    pub fn without_nulls(mut self) -> Self {
+        self.router = self.router.layer(middleware::map_response(drop_nulls));
+        self
+    }
+
     /// An endpoint that ruma does not know.
     #[must_use]
     pub fn other(mut self, path: &str, handler: MethodRouter<Arc<App>>) -> Self {
@@ -347,6 +355,29 @@ fn check_json(body: &[u8]) -> Result<()> {
         Ok(())
     } else {
         Err(Error::bad_json("the body is no JSON object"))
+    }
+}
+
+async fn drop_nulls(response: Response) -> Result<Response> {
+    let (mut parts, body) = response.into_parts();
+    let body = body.collect().await.map_err(Error::internal)?.to_bytes();
+    let Ok(mut json) = serde_json::from_slice(&body) else {
+        return Ok(Response::from_parts(parts, body.into()));
+    };
+    keep_values(&mut json);
+    let body = serde_json::to_vec(&json).map_err(Error::internal)?;
+    parts.headers.remove(header::CONTENT_LENGTH);
+    Ok(Response::from_parts(parts, body.into()))
+}
+
+fn keep_values(json: &mut Value) {
+    match json {
+        Value::Object(fields) => {
+            fields.retain(|_, value| !value.is_null());
+            fields.values_mut().for_each(keep_values);
+        }
+        Value::Array(items) => items.iter_mut().for_each(keep_values),
+        _ => {}
     }
 }
 

@@ -36,6 +36,12 @@ pub enum Class {
     Joins,
     /// Invites that one user sends.
     Invites,
+    /// Refreshed access tokens from one address.
+    Refreshes,
+    /// Files that one user uploads or makes names for.
+    Uploads,
+    /// What one user changes in their profile.
+    Profiles,
 }
 
 impl Class {
@@ -47,6 +53,9 @@ impl Class {
             Self::Messages => limits.messages,
             Self::Joins => limits.joins,
             Self::Invites => limits.invites,
+            Self::Refreshes => limits.refreshes,
+            Self::Uploads => limits.uploads,
+            Self::Profiles => limits.profiles,
         }
     }
 }
@@ -110,10 +119,13 @@ impl Buckets {
         #[expect(clippy::cast_possible_truncation, reason = "saturates, which is fine")]
         let (interval, whole) = (interval as i64, (interval * f64::from(rate.burst)) as i64);
         let mut buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let full = buckets.get(&key).map_or(now, |full| now.max(*full));
+        // No bucket is emptier than empty: if it looks so, the clock was set back.
+        let full = buckets.get(&key).copied().unwrap_or(now);
+        let full = full.clamp(now, now.saturating_add(whole));
         let next = full.saturating_add(interval);
         let wait = next.saturating_sub(now).saturating_sub(whole);
         if wait > 0 {
+            buckets.insert(key, full);
             return Some(Duration::from_micros(wait.cast_unsigned()));
         }
         if buckets.len() >= BUCKETS && !buckets.contains_key(&key) {
@@ -167,6 +179,16 @@ mod tests {
         assert_eq!([take(100 * SECOND); 1], [None]);
         let other = (Class::Messages, Who::User(UserNid(1)));
         assert_eq!(buckets.take(other, rate(0.5, 1), 2 * SECOND), None);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_shuts_nobody_out() {
+        let buckets = Buckets::default();
+        let key = (Class::Messages, Who::Unknown);
+        let take = |now| buckets.take(key, rate(0.5, 3), now);
+        assert_eq!(take(10_000 * SECOND), None);
+        assert_eq!(take(0), Some(Duration::from_secs(2)));
+        assert_eq!(take(2 * SECOND), None);
     }
 
     #[test]

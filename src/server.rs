@@ -113,7 +113,7 @@ pub struct Server {
     pub app: Arc<App>,
     /// Where it listens.
     pub listeners: Vec<Arc<Bound>>,
-    /// The registration token of the first account, as long as there is none.
+    /// The registration token of the first administrator, as long as there is none.
     pub first_token: Option<String>,
     tasks: TaskTracker,
     _lock: File,

@@ -7,10 +7,13 @@ use std::{
 
 use bytes::Bytes;
 use ruma::api::{
-    client::uiaa::{AuthData, AuthFlow, AuthType, UiaaInfo},
+    client::uiaa::{
+        AuthData, AuthFlow, AuthType, Dummy, MatrixUserIdentifier, Password, RegistrationToken,
+        UiaaInfo, UserIdentifier,
+    },
     error::{ErrorKind, StandardErrorBody},
 };
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::{
     accounts::{self, Ticket},
@@ -47,6 +50,7 @@ struct Sessions {
 struct Session {
     path: String,
     user: Option<UserNid>,
+    flows: Vec<Vec<AuthType>>,
     started: i64,
     /// The body of the first request.
     kept: Bytes,
@@ -59,6 +63,17 @@ pub struct Passed {
     stages: Vec<AuthType>,
     /// What a registration token has opened.
     pub ticket: Option<Ticket>,
+}
+
+impl Passed {
+    fn add(&mut self, stage: AuthType, ticket: Option<Ticket>) {
+        if ticket.is_some() {
+            self.ticket = ticket;
+        }
+        if !self.stages.contains(&stage) {
+            self.stages.push(stage);
+        }
+    }
 }
 
 /// A request that needs more authentication.
@@ -114,11 +129,32 @@ impl Uiaa {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The body of a request, with what the client has sent before in the same session and leaves out now.
+    /// Whether a session waits for somebody to pass this stage.
+    #[must_use]
+    pub fn waits_for(&self, id: &str, stage: &AuthType, now: i64) -> bool {
+        self.waiting(id, stage, now).is_some()
+    }
+
+    fn waiting(&self, id: &str, stage: &AuthType, now: i64) -> Option<Session> {
+        let sessions = self.lock();
+        let session = sessions.by_id.get(id);
+        session
+            .filter(|session| session.started + LIFETIME > now)
+            .filter(|session| session.flows.iter().any(|flow| flow.contains(stage)))
+            .cloned()
+    }
+
+    /// The body of a request, with what the client has sent before in the same session and leaves out now. An old way
+    /// to name the user is put into the words that ruma reads.
     #[must_use]
     pub fn complete(&self, path: &str, body: Bytes, now: i64) -> Bytes {
         let Ok(mut sent) = serde_json::from_slice::<Map<String, Value>>(&body) else {
             return body;
+        };
+        let body = if name_user(&mut sent) {
+            serde_json::to_vec(&sent).map_or(body, Bytes::from)
+        } else {
+            body
         };
         let auth = sent.get("auth").and_then(Value::as_object);
         let Some(session) = auth.and_then(|auth| auth.get("session")?.as_str()) else {
@@ -148,7 +184,7 @@ impl Uiaa {
         same_user.then(|| (id.to_owned(), session.passed.clone()))
     }
 
-    fn begin(&self, task: Task<'_>, now: i64) -> String {
+    fn begin(&self, task: Task<'_>, flows: &[Vec<AuthType>], now: i64) -> String {
         let id = new_token("uiaa");
         let kept = if task.body.len() <= KEPT_BYTES_EACH {
             // A copy: what came over the wire may be part of a larger buffer.
@@ -159,6 +195,7 @@ impl Uiaa {
         let session = Session {
             path: task.path.to_owned(),
             user: task.requester.map(|requester| requester.user),
+            flows: flows.to_vec(),
             started: now,
             kept,
             passed: Passed::default(),
@@ -166,6 +203,50 @@ impl Uiaa {
         self.lock().add(id.clone(), session);
         id
     }
+}
+
+/// Clients from before `identifier` say `user` beside the password.
+fn name_user(sent: &mut Map<String, Value>) -> bool {
+    let Some(Value::Object(auth)) = sent.get_mut("auth") else {
+        return false;
+    };
+    let is_password = auth.get("type").and_then(Value::as_str) == Some("m.login.password");
+    if !is_password || auth.contains_key("identifier") {
+        return false;
+    }
+    let Some(user @ Value::String(_)) = auth.get("user").cloned() else {
+        return false;
+    };
+    let identifier = json!({ "type": "m.id.user", "user": user });
+    auth.insert("identifier".to_owned(), identifier);
+    true
+}
+
+/// Passes a stage of a session in a browser ("Fallback"). `secret` is what the stage asks for, if anything.
+///
+/// # Errors
+/// `M_FORBIDDEN` if that is wrong or no session waits for it, `M_LIMIT_EXCEEDED`.
+pub async fn pass_in_browser(app: &App, id: &str, stage: &AuthType, secret: String) -> Result<()> {
+    let lost = || Error::forbidden("this session has ended");
+    let session = app.uiaa.waiting(id, stage, app.clock.now());
+    let session = session.ok_or_else(lost)?;
+    let auth = match (stage, session.user) {
+        (AuthType::Dummy, _) => AuthData::Dummy(Dummy::new()),
+        (AuthType::RegistrationToken, _) => {
+            AuthData::RegistrationToken(RegistrationToken::new(secret))
+        }
+        (AuthType::Password, Some(user)) => {
+            let user = app.names.user_id(&app.db, user).await?;
+            let user = MatrixUserIdentifier::new(user.into());
+            AuthData::Password(Password::new(UserIdentifier::Matrix(user), secret))
+        }
+        _ => return Err(Error::unrecognized("this stage is not known here")),
+    };
+    let ticket = pass(app, session.user, &auth, stage, &session.flows).await?;
+    let mut sessions = app.uiaa.lock();
+    let session = sessions.by_id.get_mut(id).ok_or_else(lost)?;
+    session.passed.add(stage.clone(), ticket);
+    Ok(())
 }
 
 /// Checks what a client says to prove itself against `flows`: lists of stages, any one of which is enough.
@@ -187,13 +268,9 @@ pub async fn authenticate(app: &App, task: Task<'_>, flows: &[Vec<AuthType>]) ->
     if let Some((auth, stage)) = task.auth.and_then(|auth| Some((auth, auth.auth_type()?)))
         && !lost
     {
-        match pass(app, task, auth, &stage, flows).await {
-            Ok(ticket) => {
-                passed.ticket = ticket.or(passed.ticket);
-                if !passed.stages.contains(&stage) {
-                    passed.stages.push(stage);
-                }
-            }
+        let user = task.requester.map(|requester| requester.user);
+        match pass(app, user, auth, &stage, flows).await {
+            Ok(ticket) => passed.add(stage, ticket),
             Err(error) => failure = Some(error),
         }
     }
@@ -204,7 +281,7 @@ pub async fn authenticate(app: &App, task: Task<'_>, flows: &[Vec<AuthType>]) ->
         }
         return Ok(passed);
     }
-    let id = id.unwrap_or_else(|| app.uiaa.begin(task, now));
+    let id = id.unwrap_or_else(|| app.uiaa.begin(task, flows, now));
     if let Some(session) = app.uiaa.lock().by_id.get_mut(&id) {
         session.passed = passed.clone();
     }
@@ -226,10 +303,10 @@ fn stage_error(error: Error) -> Result<StandardErrorBody> {
     }
 }
 
-/// Checks one stage.
+/// Checks one stage, for whoever is signed in.
 async fn pass(
     app: &App,
-    task: Task<'_>,
+    user: Option<UserNid>,
     auth: &AuthData,
     stage: &AuthType,
     flows: &[Vec<AuthType>],
@@ -244,15 +321,14 @@ async fn pass(
             None => Err(Error::forbidden("this registration token is not valid")),
         },
         AuthData::Password(data) => {
+            let wrong = || Error::forbidden("the name or the password is wrong");
+            let user = user.ok_or_else(wrong)?;
+            rate_limit::check(app, Class::LoginPerAccount, user)?;
             let account = accounts::identified(app, &data.identifier).await?;
-            let own = account.filter(|account| {
-                task.requester
-                    .is_some_and(|requester| requester.user == account.user)
-            });
-            if let Some(own) = &own {
-                rate_limit::check(app, Class::LoginPerAccount, own.user)?;
-            }
-            sessions::check_password(app, own.as_ref(), data.password.clone()).await?;
+            // Somebody else's password would prove nothing, so it is not looked at: that takes time.
+            let own = account.filter(|account| account.user == user);
+            let own = own.ok_or_else(wrong)?;
+            sessions::check_password(app, Some(&own), data.password.clone()).await?;
             Ok(None)
         }
         _ => Err(Error::unrecognized("this stage is not known here")),
@@ -277,15 +353,15 @@ mod tests {
         let uiaa = Uiaa::default();
         let big = Bytes::from(vec![b' '; KEPT_BYTES_EACH]);
         for _ in 0..2 * KEPT_BYTES / KEPT_BYTES_EACH {
-            uiaa.begin(task(&big), 0);
+            uiaa.begin(task(&big), &[], 0);
         }
         assert!(uiaa.lock().kept_bytes <= KEPT_BYTES);
         for _ in 0..SESSIONS + 10 {
-            uiaa.begin(task(&Bytes::new()), 0);
+            uiaa.begin(task(&Bytes::new()), &[], 0);
         }
         assert!(uiaa.lock().by_id.len() <= SESSIONS);
         assert_eq!(uiaa.lock().kept_bytes, 0);
-        uiaa.begin(task(&Bytes::new()), LIFETIME);
+        uiaa.begin(task(&Bytes::new()), &[], LIFETIME);
         assert_eq!(uiaa.lock().by_id.len(), 1);
     }
 
@@ -293,7 +369,7 @@ mod tests {
     fn body_is_completed_from_its_session_only() {
         let uiaa = Uiaa::default();
         let first = Bytes::from(r#"{"a":1,"b":2}"#);
-        let id = uiaa.begin(task(&first), 0);
+        let id = uiaa.begin(task(&first), &[], 0);
         let sent = Bytes::from(format!(r#"{{"auth":{{"session":"{id}"}},"b":3}}"#));
         let read = |bytes: Bytes| -> Value { serde_json::from_slice(&bytes).unwrap() };
         let completed = read(uiaa.complete("/here", sent.clone(), 1));

@@ -48,8 +48,11 @@ fn secret(app: &App) -> Result<&str> {
 /// `GET /_synapse/admin/v1/register`
 ///
 /// A nonce, good for one registration within a minute.
-async fn give_nonce(State(app): State<Arc<App>>) -> Result<Json<Value>> {
+async fn give_nonce(State(app): State<Arc<App>>, request: Request) -> Result<Json<Value>> {
     secret(&app)?;
+    // Only so many are kept, and nobody is to push those of others out.
+    let address = request.extensions().get::<ClientAddress>().map(|a| a.0);
+    rate_limit::check(&app, Class::Messages, address)?;
     Ok(Json(json!({ "nonce": app.nonces.give(app.clock.now()) })))
 }
 

@@ -24,6 +24,7 @@ use crate::{
     http::{Call, Routes},
     log::Change,
     preferences::{self, IGNORED_USERS, PUSH_RULES},
+    rate_limit::{self, Class},
     storage::{RoomNid, UserNid, account_data},
 };
 
@@ -140,6 +141,7 @@ async fn put(
     if !json.starts_with('{') {
         return Err(Error::bad_json("account data is a JSON object"));
     }
+    rate_limit::check(app, Class::Messages, requester)?;
     let _one_at_a_time = app.preferences.edit(requester.user).await;
     if room.is_none() && event_type == IGNORED_USERS {
         check_ignored(app, &requester.user_id, json).await?;

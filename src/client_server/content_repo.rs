@@ -39,6 +39,7 @@ use crate::{
         download, thumbnail,
         upload::{self, Description},
     },
+    rate_limit::{self, Class},
 };
 use serving::{Cache, Served, disposition, serve};
 
@@ -67,7 +68,7 @@ async fn upload_content(
 ) -> Result<Response> {
     let (parts, body) = request.into_parts();
     let requester = AccessToken::authenticate(&app, &parts).await?;
-    refuse_guests(&requester)?;
+    may_upload(&app, &requester)?;
     let wanted: create_content::v3::Request = parse(&parts, &params, &[])?;
     let description = Description {
         length: content_length(&parts.headers),
@@ -86,7 +87,7 @@ async fn upload_content_async(
 ) -> Result<Response> {
     let (parts, body) = request.into_parts();
     let requester = AccessToken::authenticate(&app, &parts).await?;
-    refuse_guests(&requester)?;
+    may_upload(&app, &requester)?;
     let wanted: create_content_async::v3::Request = parse(&parts, &params, &[])?;
     let description = Description {
         length: content_length(&parts.headers),
@@ -105,7 +106,7 @@ async fn mxc_uri(
     app: Arc<App>,
     call: Call<create_mxc_uri::v1::Request>,
 ) -> Result<create_mxc_uri::v1::Response> {
-    refuse_guests(&call.requester)?;
+    may_upload(&app, &call.requester)?;
     let (uri, expires) = upload::reserve(&app, call.requester.user).await?;
     let mut response = create_mxc_uri::v1::Response::new(uri);
     response.unused_expires_at = UInt::try_from(expires).ok().map(MilliSecondsSinceUnixEpoch);
@@ -254,7 +255,7 @@ async fn send_thumbnail(
 }
 
 /// "Guest access" does not name uploads among what guests may do.
-fn refuse_guests(requester: &Requester) -> Result<()> {
+fn may_upload(app: &App, requester: &Requester) -> Result<()> {
     if requester.is_guest {
         return Err(Error::new(
             StatusCode::FORBIDDEN,
@@ -262,7 +263,7 @@ fn refuse_guests(requester: &Requester) -> Result<()> {
             "guests may not upload files",
         ));
     }
-    Ok(())
+    rate_limit::check(app, Class::Uploads, requester)
 }
 
 fn content_length(headers: &HeaderMap) -> Option<u64> {

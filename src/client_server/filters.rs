@@ -9,6 +9,7 @@ use crate::{
     error::{Error, Result},
     filter,
     http::{Call, Routes},
+    rate_limit::{self, Class},
 };
 
 pub(super) fn routes() -> Routes {
@@ -23,6 +24,7 @@ async fn create_filter(
     call: Call<create_filter::v3::Request>,
 ) -> Result<create_filter::v3::Response> {
     call.requester.must_be(&call.body.user_id)?;
+    rate_limit::check(&app, Class::Messages, &call.requester)?;
     let id = filter::store(&app, call.requester.user, call.body.filter).await?;
     Ok(create_filter::v3::Response::new(id))
 }

@@ -27,6 +27,7 @@ use crate::{
     error::{Error, Result},
     http::{Call, Routes, read_body},
     log::Change,
+    rate_limit::{self, Class},
     room::{append::Sender, profile},
     storage::{self, UserNid, Write, profiles},
 };
@@ -42,9 +43,13 @@ const DISPLAY_NAME_BYTES: usize = 1024;
 /// The longest URI of an avatar, in bytes.
 const AVATAR_BYTES: usize = 1024;
 
+/// Where clients ask for a whole profile that know it from MSC4133 only.
+const UNSTABLE_PROFILE: &str = "/_matrix/client/unstable/uk.tcpip.msc4133/profile/{user_id}";
+
 pub(super) fn routes() -> Routes {
     Routes::new()
         .add::<get_profile::v3::Request, _, _>(get_profile)
+        .at::<get_profile::v3::Request, _, _>(UNSTABLE_PROFILE, get_profile)
         .add::<get_profile_field::v3::Request, _, _>(get_profile_field)
         .raw::<set_profile_field::v3::Request>(put(set_profile_field))
         .add::<delete_profile_field::v3::Request, _, _>(delete_profile_field)
@@ -113,6 +118,7 @@ async fn set_profile_field(
     let user_id =
         UserId::parse(user_id).map_err(|error| Error::invalid_param(error.to_string()))?;
     requester.must_be(&user_id)?;
+    rate_limit::check(&app, Class::Profiles, &requester)?;
     let name = ProfileFieldName::from(field);
     check_name(&name)?;
     let mut body = match serde_json::from_slice(&raw) {
@@ -165,6 +171,7 @@ async fn delete_profile_field(
 ) -> Result<delete_profile_field::v3::Response> {
     let body = &call.body;
     call.requester.must_be(&body.user_id)?;
+    rate_limit::check(&app, Class::Profiles, &call.requester)?;
     check_name(&body.field)?;
     let write = profiles::delete(call.requester.user, body.field.as_str());
     write_down(&app, write).await?;

@@ -34,6 +34,7 @@ pub(super) fn routes() -> Routes {
         .add::<check_registration_token_validity::v1::Request, _, _>(
             check_registration_token_validity,
         )
+        .without_nulls()
 }
 
 /// `POST /_matrix/client/v3/register`
@@ -182,7 +183,7 @@ async fn answer(
     Ok(response)
 }
 
-/// How an account can be made now. The first one can be made even where registration is closed.
+/// How an account can be made now. An administrator can be made even where registration is closed, as long as there is none.
 async fn flows(app: &App) -> Result<Vec<Vec<AuthType>>> {
     let mut flows = Vec::new();
     let mode = app.config.registration.mode;

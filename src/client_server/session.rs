@@ -183,6 +183,7 @@ async fn refresh_token(
     app: Arc<App>,
     call: Call<refresh_token::v3::Request>,
 ) -> Result<refresh_token::v3::Response> {
+    rate_limit::check(&app, Class::Refreshes, call.address())?;
     let tokens = sessions::refresh(&app, &call.body.refresh_token).await?;
     let mut response = refresh_token::v3::Response::new(tokens.access);
     response.refresh_token = tokens.refresh;

@@ -165,13 +165,16 @@ fn check_registration(config: &Config) -> Result<(), Problem> {
 
 fn check_rates(config: &Config) -> Result<(), Problem> {
     let limits = &config.rate_limits;
-    let rates: [(&str, Rate); 6] = [
+    let rates: [(&str, Rate); 9] = [
         ("login_per_address", limits.login_per_address),
         ("login_per_account", limits.login_per_account),
         ("registration", limits.registration),
         ("messages", limits.messages),
         ("joins", limits.joins),
         ("invites", limits.invites),
+        ("refreshes", limits.refreshes),
+        ("uploads", limits.uploads),
+        ("profiles", limits.profiles),
     ];
     for (name, rate) in rates {
         require(

@@ -42,9 +42,9 @@ pub async fn by_localpart(db: &Db, localpart: &str) -> Result<Option<Account>> {
     }))
 }
 
-/// Whether there is any account but those of guests.
-pub async fn any(db: &Db) -> Result<bool> {
-    let query = sql!("SELECT 1 FROM account WHERE NOT is_guest LIMIT 1");
+/// Whether there is any administrator.
+pub async fn any_admin(db: &Db) -> Result<bool> {
+    let query = sql!("SELECT 1 FROM account WHERE is_admin AND NOT deactivated LIMIT 1");
     Ok(!db.rows(query, args![]).await?.is_empty())
 }
 

@@ -70,7 +70,7 @@ pub fn end(user: UserNid) -> [Write; 2] {
     .map(|statement| Write::Run(statement, args![user]))
 }
 
-/// The token of the first account, if there is one.
+/// The token of the first administrator, if there is one.
 pub async fn first(db: &Db) -> Result<Option<String>> {
     let query = sql!("SELECT token FROM registration_token WHERE is_first");
     let row = db.maybe(query, args![]).await?;
@@ -84,21 +84,21 @@ static REGISTRATION: Insert = Insert {
     conflict: "",
 };
 
-/// Adds the token of the first account.
+/// Adds the token of the first administrator.
 #[must_use]
 pub fn add_first(token: &str) -> Write {
     let row = args![token, Some(1_i64), 0_i64, None::<i64>, true];
     Write::Insert(&REGISTRATION, row)
 }
 
-/// Uses up the token of the first account; the change is refused if that is not (any more) `token`.
+/// Uses up the token of the first administrator; the change is refused if that is not (any more) `token`.
 #[must_use]
 pub fn use_first(token: &str) -> Write {
     let statement = sql!("DELETE FROM registration_token WHERE token = $1 AND is_first");
     Write::Expect(statement, args![token], 1)
 }
 
-/// Drops the token of the first account: there is one now.
+/// Drops the token of the first administrator: there is one now.
 #[must_use]
 pub fn drop_first() -> Write {
     let statement = sql!("DELETE FROM registration_token WHERE is_first");
@@ -108,7 +108,7 @@ pub fn drop_first() -> Write {
 /// What a registration token is good for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Registration {
-    /// Whether it is the token of the first account.
+    /// Whether it is the token of the first administrator.
     pub is_first: bool,
 }
 

@@ -130,3 +130,28 @@ async fn alice_device(user: &User<'_>) -> String {
     let other = devices.iter().find(|device| device["device_id"] != "PHONE");
     other.unwrap()["device_id"].as_str().unwrap().to_owned()
 }
+
+#[tokio::test]
+async fn what_is_not_known_of_a_device_is_left_out() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let answer = alice.get("/devices").await.ok();
+    assert!(!answer.to_string().contains("null"), "{answer}");
+    assert!(answer["devices"][0].get("display_name").is_none());
+    let answer = alice.get(&format!("/devices/{}", alice.device_id)).await;
+    assert!(answer.ok().get("display_name").is_none());
+}
+
+#[tokio::test]
+async fn old_clients_say_who_they_are_beside_the_password() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    sign_in(&server, "PHONE").await;
+    for user in ["nobody", "alice"] {
+        let auth = json!({ "type": "m.login.password", "user": user, "password": PASSWORD });
+        let body = json!({ "devices": ["PHONE"], "auth": auth });
+        let answer = alice.post("/delete_devices", body).await;
+        assert_eq!(answer.status, if user == "alice" { 200 } else { 401 });
+    }
+    assert_eq!(devices(&alice).await.len(), 1);
+}

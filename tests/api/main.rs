@@ -20,6 +20,7 @@ mod deactivation;
 mod devices;
 mod directory;
 mod discovery;
+mod fallback;
 mod log;
 mod login;
 mod media;

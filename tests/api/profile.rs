@@ -26,6 +26,9 @@ async fn a_profile_has_names_and_any_other_field() {
         .await
         .ok();
     let profile = bob.get(&path).await.ok();
+    let unstable = "/_matrix/client/unstable/uk.tcpip.msc4133";
+    let same = bob.get(&format!("{unstable}{path}")).await.ok();
+    assert_eq!(same, profile);
     assert_eq!(
         profile,
         json!({

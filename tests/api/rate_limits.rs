@@ -110,3 +110,62 @@ async fn messages_joins_and_invites() {
     }
     limited(bob.post(&format!("/rooms/{room}/join"), json!({})).await);
 }
+
+#[tokio::test]
+async fn refreshed_tokens_uploads_and_profiles() {
+    let server = TestServer::start_with(|config| {
+        config.rate_limits.enabled = true;
+        config.rate_limits.refreshes = rate(0.1, 2);
+        config.rate_limits.uploads = rate(0.1, 2);
+        config.rate_limits.profiles = rate(0.1, 1);
+    });
+    let server = server.await;
+    let alice = server.register("alice").await;
+    for _ in 0..2 {
+        let answer = server.post("/refresh", json!({ "refresh_token": "guess" }));
+        answer.await.fails(401, "M_UNKNOWN_TOKEN");
+    }
+    let answer = server.post("/refresh", json!({ "refresh_token": "guess" }));
+    limited(answer.await);
+
+    let upload = "/_matrix/media/v3/upload";
+    alice.post(upload, json!({})).await.ok();
+    let made = alice.post("/_matrix/media/v1/create", json!({})).await.ok();
+    limited(alice.post(upload, json!({})).await);
+    limited(alice.post("/_matrix/media/v1/create", json!({})).await);
+    let name = made["content_uri"]
+        .as_str()
+        .unwrap()
+        .replacen("mxc:/", "", 1);
+    limited(alice.put(&format!("{upload}{name}"), json!({})).await);
+
+    let name = format!("/profile/{}/displayname", alice.id);
+    alice.put(&name, json!({ "displayname": "A" })).await.ok();
+    limited(alice.put(&name, json!({ "displayname": "B" })).await);
+    limited(alice.delete(&name).await);
+}
+
+#[tokio::test]
+async fn proofs_by_password_whoever_they_name() {
+    let server = TestServer::start_with(|config| {
+        config.rate_limits.enabled = true;
+        config.rate_limits.login_per_account = rate(0.1, 3);
+    });
+    let server = server.await;
+    let alice = server.register("alice").await;
+    server.register("bob").await;
+    let guess = async || {
+        let auth = json!({
+            "type": "m.login.password",
+            "identifier": { "type": "m.id.user", "user": "bob" },
+            "password": PASSWORD,
+        });
+        let body = json!({ "devices": ["X"], "auth": auth });
+        alice.post("/delete_devices", body).await
+    };
+    for _ in 0..3 {
+        guess().await.fails(401, "M_FORBIDDEN");
+    }
+    limited(guess().await);
+    server.login("bob", PASSWORD, json!({})).await.ok();
+}

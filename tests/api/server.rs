@@ -22,7 +22,7 @@ pub struct TestServer {
     pub app: Arc<App>,
     pub address: SocketAddr,
     pub http: reqwest::Client,
-    /// The registration token of the first account, if there was none at the start.
+    /// The registration token of the first administrator, if there was none at the start.
     pub first_token: Option<String>,
     directory: Arc<TempDir>,
 }
