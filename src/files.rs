@@ -19,7 +19,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::{
     fs::File,
     io::AsyncWriteExt as _,
-    sync::{Notify, Semaphore},
+    sync::{Notify, RwLock, Semaphore},
 };
 
 use crate::storage::{
@@ -36,6 +36,8 @@ pub struct Files {
     directory: PathBuf,
     drafts: AtomicU64,
     awaited: Mutex<HashMap<MediaNid, Arc<Notify>>>,
+    /// Read by who moves a file to its place, until its row is committed; written by who deletes what has no row.
+    pub coming: RwLock<()>,
     /// Room for images being decoded.
     pub decoders: Arc<Semaphore>,
 }
@@ -51,6 +53,7 @@ impl Files {
             directory: data_dir.join("media"),
             drafts: AtomicU64::new(0),
             awaited: Mutex::default(),
+            coming: RwLock::default(),
             decoders: Arc::new(Semaphore::new(decoders)),
         }
     }
@@ -84,6 +87,12 @@ impl Files {
         };
         let suffix = format!("-{}x{}-{method}", size.width, size.height);
         self.place("thumbnails", hash, &suffix)
+    }
+
+    /// Where the contents whose hashes begin with this byte are, and their thumbnails.
+    #[must_use]
+    pub fn directories(&self, first: u8) -> [PathBuf; 2] {
+        ["blobs", "thumbnails"].map(|kind| self.directory.join(kind).join(format!("{first:02x}")))
     }
 
     fn place(&self, kind: &str, hash: &ContentHash, suffix: &str) -> PathBuf {

@@ -2,6 +2,7 @@
 
 pub mod download;
 pub mod image;
+pub mod sweep;
 pub mod thumbnail;
 pub mod upload;
 

@@ -35,6 +35,7 @@ use crate::{
     lazy_members::LazyMembers,
     listen::{self, Bound},
     log::{Committed, Log, OnCommit},
+    media::sweep::sweep,
     names::Names,
     operations,
     password::Passwords,
@@ -165,7 +166,7 @@ impl Server {
         }
         tasks.spawn(upkeep::run(Arc::clone(&app)));
         tasks.spawn(presence::run(Arc::clone(&app)));
-        tasks.spawn(finish_deactivations(Arc::clone(&app)));
+        tasks.spawn(finish(Arc::clone(&app)));
         tasks.close();
         Ok(Self {
             app,
@@ -426,11 +427,17 @@ fn signing_key(path: &Path) -> Result<SigningKey, StartError> {
     }
 }
 
-async fn finish_deactivations(app: Arc<App>) {
-    let work = membership::finish_deactivations(&app);
-    if let Some(Err(error)) = app.shutdown.run_until_cancelled(work).await {
-        tracing::error!(%error, "deactivated users are still in rooms; the next start tries again");
-    }
+/// Finishes what the end of the last run has cut off.
+async fn finish(app: Arc<App>) {
+    let work = async {
+        if let Err(error) = membership::finish_deactivations(&app).await {
+            tracing::error!(%error, "deactivated users are still in rooms; the next start tries again");
+        }
+        if let Err(error) = sweep(&app).await {
+            tracing::error!(%error, "cannot look for files that belong to nothing");
+        }
+    };
+    app.shutdown.run_until_cancelled(work).await;
 }
 
 #[cfg(test)]

@@ -190,6 +190,7 @@ where
     let work = async move {
         let (hash, bytes) = (draft.hash(), draft.bytes());
         let bytes = i64::try_from(bytes).map_err(Error::internal)?;
+        let _coming = app.files.coming.read().await;
         draft
             .keep(app.files.blob(&hash))
             .await

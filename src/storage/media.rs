@@ -42,10 +42,8 @@ pub async fn get(db: &Db, origin: &str, media_id: &str) -> Result<Option<Media>>
         return Ok(None);
     };
     let content = match row.get::<Option<Vec<u8>>>(2)? {
-        Some(hash) => Some(Content {
-            hash: hash
-                .try_into()
-                .map_err(|_| sqlx::Error::Decode("a hash has another length".into()))?,
+        Some(bytes) => Some(Content {
+            hash: hash(bytes)?,
             content_type: row.get(3)?,
             filename: row.get(4)?,
         }),
@@ -68,6 +66,21 @@ pub fn use_blob(hash: &ContentHash, bytes: i64, now: i64) -> Write {
         "ON CONFLICT (sha256) DO UPDATE SET uses = blob.uses + 1"
     );
     Write::Run(statement, args![&hash[..], bytes, now])
+}
+
+/// The contents whose hashes begin with this byte.
+pub async fn blobs(db: &Db, first: u8) -> Result<Vec<ContentHash>> {
+    let query = sql!("SELECT sha256 FROM blob WHERE sha256 BETWEEN $1 AND $2");
+    let (mut least, mut most) = ([0; 32], [u8::MAX; 32]);
+    (least[0], most[0]) = (first, first);
+    let rows = db.rows(query, args![&least[..], &most[..]]).await?;
+    rows.iter().map(|row| hash(row.get(0)?)).collect()
+}
+
+fn hash(bytes: Vec<u8>) -> Result<ContentHash> {
+    bytes
+        .try_into()
+        .map_err(|_| sqlx::Error::Decode("a hash has another length".into()))
 }
 
 /// How many media have this content.

@@ -509,3 +509,76 @@ async fn a_lost_file_is_not_found() {
     let path = format!("{}?width=1&height=1", path("thumbnail", &uri));
     alice.get(&path).await.fails(404, "M_NOT_FOUND");
 }
+
+#[tokio::test]
+async fn files_without_a_row_are_deleted_at_the_next_start() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let uri = upload(&alice, "image/png", "kept").await;
+    let kept = files(&server, "blobs");
+    // As a crash leaves them between the move to their place and the commit.
+    let mut lost = Vec::new();
+    for first in [0, 7, 255] {
+        let mut hash = [1; 32];
+        hash[0] = first;
+        let size = homing::storage::media::ThumbnailSize {
+            width: 32,
+            height: 32,
+            method: homing::storage::media::ThumbnailMethod::Crop,
+        };
+        lost.extend([
+            server.app.files.blob(&hash),
+            server.app.files.thumbnail(&hash, size),
+        ]);
+    }
+    for file in &lost {
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(file, "lost").unwrap();
+    }
+    let token = alice.token.clone();
+    let server = server.restart().await;
+    let swept = async {
+        while lost.iter().any(|file| file.exists()) {
+            tokio::task::yield_now().await;
+        }
+    };
+    let swept = tokio::time::timeout(Duration::from_secs(20), swept).await;
+    swept.expect("the files are deleted");
+    assert_eq!(files(&server, "blobs"), kept);
+    let alice = User {
+        server: &server,
+        id: String::new(),
+        token,
+        device_id: String::new(),
+    };
+    assert_eq!(download(&alice, &uri).await.bytes, &b"kept"[..]);
+}
+
+#[tokio::test]
+async fn a_file_on_the_way_to_its_row_is_not_deleted() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let place = server.app.files.blob(&[9; 32]);
+    std::fs::create_dir_all(place.parent().unwrap()).unwrap();
+    // As an upload does it.
+    let coming = server.app.files.coming.read().await;
+    std::fs::write(&place, "coming").unwrap();
+    let mut sweeping = std::pin::pin!(homing::media::sweep::sweep(&server.app));
+    let swept = tokio::time::timeout(Duration::from_millis(200), &mut sweeping).await;
+    assert!(swept.is_err() && place.exists());
+    drop(coming);
+    assert_eq!(sweeping.await.unwrap(), 1);
+    assert!(!place.exists());
+
+    let uploads = (0..50).map(|number: usize| upload(&alice, "text/plain", format!("{number}")));
+    let sweeps = async {
+        for _ in 0..5 {
+            assert_eq!(homing::media::sweep::sweep(&server.app).await.unwrap(), 0);
+        }
+    };
+    let (uris, ()) = future::join(future::join_all(uploads), sweeps).await;
+    for (number, uri) in uris.iter().enumerate() {
+        let sent = download(&alice, uri).await;
+        assert_eq!(sent.bytes, number.to_string().as_bytes());
+    }
+}
