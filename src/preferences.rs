@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     app::App,
     error::{Error, Result},
-    storage::{UserNid, account_data},
+    storage::{RoomNid, UserNid, account_data},
 };
 
 /// The type of the account data that holds push rules.
@@ -29,6 +29,8 @@ pub const IGNORED_USERS: &str = "m.ignored_user_list";
 
 /// How many users' preferences stay in memory.
 const CACHED_USERS: usize = 50_000;
+/// Of how many rooms it is kept what a user's push rules make of them.
+const VOLUMES: usize = 10_000;
 /// How many users can edit at once.
 const EDITS: u64 = 64;
 
@@ -39,6 +41,39 @@ pub struct Preferences {
     pub rules: Option<Arc<Ruleset>>,
     /// Whom the user ignores.
     pub ignored: Arc<HashSet<UserNid>>,
+    /// What `rules` make of rooms, with how many had joined these when that was found out.
+    volumes: Mutex<HashMap<RoomNid, (i64, Volume)>>,
+}
+
+/// How much of a room somebody's push rules let through, apart from events that they single out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Volume {
+    /// What notifies by default.
+    #[default]
+    All,
+    /// Messages do not notify, mentions do.
+    Mentions,
+    /// Mentions do not notify either.
+    Nothing,
+}
+
+impl Preferences {
+    /// What was found out of a room when it had this many members.
+    #[must_use]
+    pub fn volume(&self, room: RoomNid, member_count: i64) -> Option<Volume> {
+        let volumes = self.volumes.lock().unwrap_or_else(PoisonError::into_inner);
+        let (count, volume) = volumes.get(&room)?;
+        (*count == member_count).then_some(*volume)
+    }
+
+    /// Keeps what was found out of a room.
+    pub fn keep_volume(&self, room: RoomNid, member_count: i64, volume: Volume) {
+        let mut volumes = self.volumes.lock().unwrap_or_else(PoisonError::into_inner);
+        if volumes.len() >= VOLUMES {
+            volumes.clear();
+        }
+        volumes.insert(room, (member_count, volume));
+    }
 }
 
 /// The preferences in memory.

@@ -66,6 +66,8 @@ pub struct Head {
     pub threads: HashMap<EventNid, ThreadCount>,
     /// Up to where those have read who sent or read something since the room was loaded, by user and thread (0: none).
     pub markers: HashMap<(UserNid, i64), ReadMarker>,
+    /// How many events that they have not read count otherwise for people than for most, as far as it was asked for.
+    pub highlights: HashMap<UserNid, i64>,
 }
 
 impl Head {
@@ -78,6 +80,7 @@ impl Head {
             pending: HashMap::new(),
             threads: HashMap::new(),
             markers: HashMap::new(),
+            highlights: HashMap::new(),
         }
     }
 }

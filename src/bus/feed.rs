@@ -47,8 +47,8 @@ pub struct FeedState {
     pub presence: HashMap<UserNid, u64>,
     /// Up to where the user has read, by room and thread (0: none).
     pub markers: HashMap<(RoomNid, i64), ReadMarker>,
-    /// Where the user's counts differ from most people's, by room.
-    pub highlights: HashMap<RoomNid, Vec<Highlight>>,
+    /// Where the user's counts differ from most people's, by room and position.
+    pub highlights: HashMap<RoomNid, BTreeMap<Pos, Highlight>>,
     used: Instant,
     /// Something was told and the user is about to be woken.
     told: bool,
@@ -102,7 +102,7 @@ impl Feed {
                     state.markers.entry((room, thread)).or_insert(marker);
                 }
                 for highlight in highlights {
-                    state.add_highlight(&highlight);
+                    state.highlighted(&highlight);
                 }
                 Ok(())
             })
@@ -159,7 +159,11 @@ impl FeedState {
         if member.membership != Membership::Join {
             self.typing.remove(&member.room);
         }
-        self.memberships.insert(member.room, member.clone());
+        let before = self.memberships.insert(member.room, member.clone());
+        let is_same = before.is_some_and(|before| before.membership == member.membership);
+        if !is_same && member.membership != Membership::Invite {
+            self.highlights.remove(&member.room);
+        }
     }
 
     pub(super) fn forgotten(&mut self, room: RoomNid) {
@@ -184,19 +188,16 @@ impl FeedState {
         }
         *known = marker;
         if let Some(highlights) = self.highlights.get_mut(&room) {
-            highlights.retain(|highlight| highlight.thread != thread || highlight.pos > marker.pos);
+            highlights
+                .retain(|_, highlight| highlight.thread != thread || highlight.pos > marker.pos);
         }
     }
 
     pub(super) fn highlighted(&mut self, highlight: &Highlight) {
-        self.add_highlight(highlight);
-    }
-
-    fn add_highlight(&mut self, highlight: &Highlight) {
-        let known = self.highlights.entry(highlight.room).or_default();
-        if known.iter().all(|other| other.pos != highlight.pos) {
-            known.push(highlight.clone());
-        }
+        self.highlights
+            .entry(highlight.room)
+            .or_default()
+            .insert(highlight.pos, highlight.clone());
     }
 
     pub(super) fn own_changed(&mut self, pos: Pos) {

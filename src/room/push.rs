@@ -1,8 +1,8 @@
 //! Whom an event notifies (Client-Server API, "Push Rules").
 //!
 //! Nearly everybody has the default rules, and nearly every event means the same to all of them: that is found out once.
-//! What is kept for single people is where they differ from it: they are mentioned, they have rules of their own, or
-//! they ignore the sender. `STORAGE.md`, "Unread counts", tells how a count comes of it.
+//! What is kept for single people is where they differ from it: they are mentioned, or have rules of their own. Nothing is
+//! kept of what a muted room does not say: that is seen from the rules when somebody counts.
 
 use std::sync::Arc;
 
@@ -19,11 +19,11 @@ use super::power;
 use crate::{
     app::App,
     error::{Error, Result},
-    preferences,
+    preferences::{self, Preferences, Volume},
     rooms::Room,
     storage::{
         Event, UserNid,
-        highlights::{HIGHLIGHT, NOTIFIES, SILENT},
+        highlights::{HIGHLIGHT, LOUD, NOTIFIES, SILENT, SINGLED_OUT},
     },
 };
 
@@ -34,6 +34,8 @@ pub struct Verdict {
     pub notifies: bool,
     /// For whom it counts otherwise, with flags from [`storage::highlights`](crate::storage::highlights).
     pub differing: Vec<(UserNid, i64)>,
+    /// Who would be notified, did they not ignore the sender.
+    pub ignoring: Vec<UserNid>,
 }
 
 /// What rules make of an event.
@@ -51,19 +53,37 @@ impl Outcome {
         }
     }
 
-    /// How it differs from what the event does by default.
-    fn flags(self, notifies_by_default: bool) -> i64 {
-        let mut flags = 0;
-        if self.notifies && self.highlights {
+    /// How it differs from what the event does by default, and from what the room does for the user.
+    fn flags(self, notifies_by_default: bool, volume: Volume) -> i64 {
+        if !self.notifies {
+            let silent = notifies_by_default && volume == Volume::All;
+            return if silent { SILENT } else { 0 };
+        }
+        let mut flags = match volume {
+            Volume::All => 0,
+            Volume::Mentions => SINGLED_OUT,
+            Volume::Nothing => LOUD,
+        };
+        if self.highlights {
             flags |= HIGHLIGHT;
         }
-        match (self.notifies, notifies_by_default) {
-            (true, false) => flags |= NOTIFIES,
-            (false, true) => flags |= SILENT,
-            _ => {}
+        if !notifies_by_default {
+            flags |= NOTIFIES;
         }
         flags
     }
+}
+
+/// A user whom no rule means.
+const SOMEBODY: &str = "@somebody:server";
+
+fn context(room: &Room, user: &UserId, member_count: i64) -> PushConditionRoomCtx {
+    PushConditionRoomCtx::new(
+        room.id.clone(),
+        UInt::try_from(member_count).unwrap_or_default(),
+        user.to_owned(),
+        String::new(),
+    )
 }
 
 /// The event that is judged, as rules see it, and the room around it.
@@ -80,15 +100,10 @@ impl Judged {
         let json = FlattenedJson::from_raw(&raw);
         // Rules pass over the events of their own user, so it must be somebody else than the sender.
         let somebody = match event.pdu.sender.as_str() {
-            "@somebody:server" => user_id!("@somebody.else:server"),
+            SOMEBODY => user_id!("@somebody.else:server"),
             _ => user_id!("@somebody:server"),
         };
-        let mut context = PushConditionRoomCtx::new(
-            room.id.clone(),
-            UInt::try_from(member_count).unwrap_or_default(),
-            somebody.to_owned(),
-            String::new(),
-        );
+        let mut context = context(room, somebody, member_count);
         if json.get(r"content.m\.mentions.room").is_some() {
             context.power_levels = Some(power::now(app, room).await?.into());
         }
@@ -156,7 +171,7 @@ pub async fn evaluate(app: &App, room: &Room, event: &Event, member_count: i64) 
     let usual = Outcome::of(judged.actions(&app.preferences.common).await);
     let mut verdict = Verdict {
         notifies: usual.notifies,
-        differing: Vec::new(),
+        ..Verdict::default()
     };
     let mut members: Vec<(UserNid, Option<Arc<str>>)> = room
         .seen()
@@ -186,23 +201,83 @@ pub async fn evaluate(app: &App, room: &Room, event: &Event, member_count: i64) 
     for (user, display_name) in members {
         let own = preferences.get(&user);
         let rules = own.and_then(|own| own.rules.clone());
-        let outcome = if own.is_some_and(|own| own.ignored.contains(&event.sender)) {
-            Outcome::default()
-        } else if rules.is_none() && !named.values().any(|named| *named == user) {
-            usual
-        } else {
-            let id = app.names.user_id(&app.db, user).await?;
-            let rules = rules.unwrap_or_else(|| Arc::new(Ruleset::server_default(&id)));
-            needs_power_levels(app, room, &mut judged, &rules).await?;
-            let name = display_name.as_deref();
-            Outcome::of(&judged.actions_for(&id, name, &rules).await)
+        let ignores = own.is_some_and(|own| own.ignored.contains(&event.sender));
+        let is_named = named.values().any(|named| *named == user);
+        if rules.is_none() && !ignores && !is_named {
+            let flags = usual.flags(usual.notifies, Volume::All);
+            if flags != 0 {
+                verdict.differing.push((user, flags));
+            }
+            continue;
+        }
+        let id = app.names.user_id(&app.db, user).await?;
+        let volume = match own {
+            Some(own) => volume(room, own, &id, member_count).await?,
+            None => Volume::All,
         };
-        let flags = outcome.flags(verdict.notifies);
+        if ignores {
+            if usual.notifies && volume == Volume::All {
+                verdict.ignoring.push(user);
+            }
+            continue;
+        }
+        let rules = rules.unwrap_or_else(|| Arc::new(Ruleset::server_default(&id)));
+        needs_power_levels(app, room, &mut judged, &rules).await?;
+        let name = display_name.as_deref();
+        let outcome = Outcome::of(&judged.actions_for(&id, name, &rules).await);
+        let flags = outcome.flags(verdict.notifies, volume);
         if flags != 0 {
             verdict.differing.push((user, flags));
         }
     }
     Ok(verdict)
+}
+
+/// How much of a room a user's rules let through: what they say to a message, encrypted or not, that nothing is special
+/// about. `member_count` is the number of joined members.
+///
+/// # Errors
+/// If such a message cannot be made.
+pub async fn volume(
+    room: &Room,
+    preferences: &Preferences,
+    user: &UserId,
+    member_count: i64,
+) -> Result<Volume> {
+    let Some(rules) = &preferences.rules else {
+        return Ok(Volume::All);
+    };
+    if let Some(volume) = preferences.volume(room.nid, member_count) {
+        return Ok(volume);
+    }
+    let context = context(room, user, member_count);
+    let mut volume = Volume::Nothing;
+    for (mentions, heard) in [(true, Volume::Mentions), (false, Volume::All)] {
+        for event_type in ["m.room.message", "m.room.encrypted"] {
+            let sample = Judged {
+                json: sample(room, event_type, mentions.then_some(user))?,
+                context: context.clone(),
+            };
+            if Outcome::of(sample.actions(rules).await).notifies {
+                volume = heard;
+            }
+        }
+    }
+    preferences.keep_volume(room.nid, member_count, volume);
+    Ok(volume)
+}
+
+fn sample(room: &Room, event_type: &str, mentioned: Option<&UserId>) -> Result<FlattenedJson> {
+    let mut content = serde_json::json!({ "msgtype": "m.text", "body": "\u{2026}" });
+    if let Some(user) = mentioned {
+        content["m.mentions"] = serde_json::json!({ "user_ids": [user] });
+    }
+    let event = serde_json::json!({
+        "type": event_type, "room_id": room.id, "sender": SOMEBODY, "content": content,
+    });
+    let raw = Raw::<AnySyncTimelineEvent>::from_json_string(event.to_string())
+        .map_err(Error::internal)?;
+    Ok(FlattenedJson::from_raw(&raw))
 }
 
 /// Rules of a user's own may ask for the sender's power without a mention of the whole room.
@@ -255,6 +330,8 @@ pub async fn actions(
 
 #[cfg(test)]
 mod tests {
+    use Volume::{All, Mentions, Nothing};
+
     use super::*;
 
     #[test]
@@ -263,16 +340,30 @@ mod tests {
             notifies,
             highlights,
         };
-        for (outcome, by_default, flags) in [
-            (outcome(true, false), true, 0),
-            (outcome(false, false), false, 0),
-            (outcome(true, true), true, HIGHLIGHT),
-            (outcome(true, true), false, HIGHLIGHT | NOTIFIES),
-            (outcome(true, false), false, NOTIFIES),
-            (outcome(false, false), true, SILENT),
-            (outcome(false, true), true, SILENT),
+        for (outcome, by_default, volume, flags) in [
+            (outcome(true, false), true, All, 0),
+            (outcome(false, false), false, All, 0),
+            (outcome(true, true), true, All, HIGHLIGHT),
+            (outcome(true, true), false, All, HIGHLIGHT | NOTIFIES),
+            (outcome(true, false), false, All, NOTIFIES),
+            (outcome(false, false), true, All, SILENT),
+            (outcome(false, true), true, All, SILENT),
+            (outcome(false, false), true, Mentions, 0),
+            (outcome(false, false), true, Nothing, 0),
+            (outcome(true, true), true, Mentions, HIGHLIGHT | SINGLED_OUT),
+            (
+                outcome(true, false),
+                false,
+                Mentions,
+                NOTIFIES | SINGLED_OUT,
+            ),
+            (outcome(true, false), true, Nothing, LOUD),
         ] {
-            assert_eq!(outcome.flags(by_default), flags, "{outcome:?} {by_default}");
+            assert_eq!(
+                outcome.flags(by_default, volume),
+                flags,
+                "{outcome:?} {by_default} {volume:?}"
+            );
         }
     }
 }

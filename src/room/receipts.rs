@@ -5,17 +5,18 @@ use std::sync::Arc;
 
 use ruma::{EventId, events::receipt::ReceiptThread as ThreadId};
 
-use super::read;
+use super::read::{self, Reach};
 use crate::{
     app::App,
     auth::Requester,
     bus::Effect,
     error::{Error, Result},
     log::Change,
+    preferences,
     rooms::Room,
     storage::{
-        self, Event, EventNid, Pos, ReadMarker, Receipt, ReceiptKind, ReceiptThread, account_data,
-        highlights, receipts, receipts::EVERYTHING, threads,
+        self, Event, EventNid, Pos, Receipt, ReceiptKind, ReceiptThread, account_data, highlights,
+        receipts, receipts::EVERYTHING, threads,
     },
 };
 
@@ -37,7 +38,7 @@ pub struct Reading<'a> {
 #[derive(Default)]
 struct Marks {
     change: Change,
-    markers: Vec<(i64, ReadMarker)>,
+    reached: Vec<Reach>,
     is_empty: bool,
 }
 
@@ -73,10 +74,13 @@ pub async fn read(
     if marks.is_empty {
         return Ok(());
     }
-    if marks.markers.is_empty() {
+    if marks.reached.is_empty() {
         app.log.append(marks.change).await?;
     } else {
-        read::set_markers(app, room, requester.user, &marks.markers, marks.change).await?;
+        let user = requester.user;
+        let mut own = vec![user];
+        own.extend(preferences::ignored(app, user).await?.iter());
+        read::move_markers(app, room, user, &own, &marks.reached, marks.change).await?;
     }
     Ok(())
 }
@@ -152,94 +156,83 @@ async fn add_receipt(
         at,
     });
     marks.is_empty = false;
-    let markers = match thread {
+    let reached = match thread {
         ReceiptThread::Unthreaded => everything(app, room, requester, event, pos).await?,
-        ReceiptThread::Main => vec![(0, main(app, room, requester, event, pos).await?)],
+        ReceiptThread::Main => vec![main(app, room, event, pos).await?],
         ReceiptThread::Thread(first) => {
-            let own = storage::events::own_since(&app.db, room.nid, user, Some(first), pos).await?;
+            // The thread begins with an event that is not in it.
             let idx = if event.nid == first {
                 0
             } else {
                 event.unread_idx
             };
-            vec![(first.0, ReadMarker { pos, idx, own })]
+            vec![reach(first.0, pos, idx)]
         }
     };
-    add_markers(app, room, requester, markers, marks).await
+    add_reached(app, room, requester, reached, marks).await
 }
 
-/// Adds those markers that move forward, and forgets the highlights that are read by that.
-async fn add_markers(
+fn reach(thread: i64, pos: Pos, idx: i64) -> Reach {
+    Reach { thread, pos, idx }
+}
+
+/// Adds those marks that move forward, and forgets the highlights that are read by that.
+async fn add_reached(
     app: &App,
     room: &Room,
     requester: &Requester,
-    markers: Vec<(i64, ReadMarker)>,
+    reached: Vec<Reach>,
     marks: &mut Marks,
 ) -> Result<()> {
     let user = requester.user;
     let feed = app.bus.feed(&app.db, &app.log, user).await?;
     let state = feed.state();
-    for (thread, marker) in markers {
-        let key = (room.nid, thread);
-        let kept = marks.markers.iter().find(|(other, _)| *other == thread);
-        let before = kept
-            .map(|(_, marker)| marker)
-            .or_else(|| state.markers.get(&key));
-        if before.is_some_and(|before| before.pos >= marker.pos) {
+    for reach in reached {
+        let thread = reach.thread;
+        let committed = state.markers.get(&(room.nid, thread));
+        if committed.is_some_and(|committed| committed.pos >= reach.pos)
+            || marks
+                .reached
+                .iter()
+                .any(|other| other.thread == thread && other.pos >= reach.pos)
+        {
             continue;
         }
-        let mut unread = state.highlights.get(&room.nid).into_iter().flatten();
-        if unread.any(|highlight| highlight.thread == thread && highlight.pos <= marker.pos) {
-            let write = highlights::read(user, room.nid, thread, marker.pos);
+        let unread = state.highlights.get(&room.nid).into_iter().flatten();
+        let mut unread = unread.take_while(|(pos, _)| **pos <= reach.pos);
+        if unread.any(|(_, highlight)| highlight.thread == thread) {
+            let write = highlights::read(user, room.nid, thread, reach.pos);
             marks.change.write(write);
         }
-        marks.markers.retain(|(other, _)| *other != thread);
-        marks.markers.push((thread, marker));
+        marks.reached.retain(|other| other.thread != thread);
+        marks.reached.push(reach);
     }
     Ok(())
 }
 
-/// The marker for what is in no thread, at an event.
-async fn main(
-    app: &App,
-    room: &Room,
-    requester: &Requester,
-    event: &Event,
-    pos: Pos,
-) -> Result<ReadMarker> {
+/// How far what is in no thread was read, at an event.
+async fn main(app: &App, room: &Room, event: &Event, pos: Pos) -> Result<Reach> {
     let idx = if event.thread.is_none() {
         event.unread_idx
     } else {
         storage::events::unread_idx_at(&app.db, room.nid, pos).await?
     };
-    let is_last = room.seen().last_pos <= pos;
-    let own = if is_last {
-        0
-    } else {
-        storage::events::own_since(&app.db, room.nid, requester.user, None, pos).await?
-    };
-    Ok(ReadMarker { pos, idx, own })
+    Ok(reach(0, pos, idx))
 }
 
-/// The markers for an event and all before it, whatever thread they are in.
+/// How far everything was read, at an event.
 async fn everything(
     app: &App,
     room: &Room,
     requester: &Requester,
     event: &Event,
     pos: Pos,
-) -> Result<Vec<(i64, ReadMarker)>> {
-    let user = requester.user;
-    let read = ReadMarker {
-        pos,
-        idx: 0,
-        own: 0,
-    };
-    let mut markers = vec![
-        (0, main(app, room, requester, event, pos).await?),
-        (EVERYTHING, read),
+) -> Result<Vec<Reach>> {
+    let mut reached = vec![
+        main(app, room, event, pos).await?,
+        reach(EVERYTHING, pos, 0),
     ];
-    let feed = app.bus.feed(&app.db, &app.log, user).await?;
+    let feed = app.bus.feed(&app.db, &app.log, requester.user).await?;
     let before = {
         let state = feed.state();
         let marker = state.markers.get(&(room.nid, EVERYTHING));
@@ -250,21 +243,20 @@ async fn everything(
         seen.threads_from > before || !seen.threads.is_empty()
     };
     if !has_threads {
-        return Ok(markers);
+        return Ok(reached);
     }
     let mut unfinished: Vec<EventNid> = Vec::new();
     for thread in threads::since(&app.db, room.nid, before).await? {
         if thread.last_pos <= pos {
-            let idx = thread.unread_idx;
-            markers.push((thread.root.0, ReadMarker { pos, idx, own: 0 }));
+            reached.push(reach(thread.root.0, pos, thread.unread_idx));
         } else {
             unfinished.push(thread.root);
         }
     }
-    for (root, idx, own) in threads::counts_at(&app.db, user, &unfinished, pos).await? {
-        markers.push((root.0, ReadMarker { pos, idx, own }));
+    for (root, idx) in threads::counts_at(&app.db, &unfinished, pos).await? {
+        reached.push(reach(root.0, pos, idx));
     }
-    Ok(markers)
+    Ok(reached)
 }
 
 async fn add_fully_read(

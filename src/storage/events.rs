@@ -266,20 +266,23 @@ pub async fn ids(db: &Db, nids: &[EventNid]) -> Result<Vec<(EventNid, String)>> 
         .collect()
 }
 
-/// How many events that notify by default a user has sent after a position: in a thread, or outside of all.
-pub async fn own_since(
+/// How many events that notify by default some users have sent after the position `from`, up to `to`: in a thread, or
+/// (0) outside of all.
+pub async fn sent_between(
     db: &Db,
     room: RoomNid,
-    user: UserNid,
-    thread: Option<EventNid>,
-    pos: Pos,
+    users: &[UserNid],
+    thread: i64,
+    (from, to): (Pos, Pos),
 ) -> Result<i64> {
     let query = sql!(
-        "SELECT count(*) FROM event WHERE room_nid = $1 AND pos > $2 AND sender_nid = $3 AND flags & 16 <> 0 ",
-        "AND coalesce(thread_nid, 0) = $4"
+        "SELECT count(*) FROM event WHERE room_nid = $1 AND pos > $4 AND pos <= $5 AND flags & 16 <> 0 ",
+        "AND coalesce(thread_nid, 0) = $3 AND sender_nid ",
+        list(2)
     );
-    let thread = thread.map_or(0, |root| root.0);
-    db.one(query, args![room, pos, user, thread]).await?.get(0)
+    db.one(query, args![room, users, thread, from, to])
+        .await?
+        .get(0)
 }
 
 /// The count of events in no thread that notify by default, up to a position.

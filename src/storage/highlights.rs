@@ -16,7 +16,7 @@ pub struct Highlight {
     pub event: EventNid,
     /// Its position.
     pub pos: Pos,
-    /// How it counts: [`HIGHLIGHT`], [`NOTIFIES`], [`SILENT`].
+    /// How it counts: [`HIGHLIGHT`], [`NOTIFIES`], [`SILENT`], [`SINGLED_OUT`], [`LOUD`].
     pub flags: i64,
 }
 
@@ -26,6 +26,10 @@ pub const HIGHLIGHT: i64 = 1;
 pub const NOTIFIES: i64 = 2;
 /// It does not notify this user although it notifies most.
 pub const SILENT: i64 = 4;
+/// It notifies this user although messages of the room do not.
+pub const SINGLED_OUT: i64 = 8;
+/// It notifies this user although not even mentions in the room do.
+pub const LOUD: i64 = 16;
 
 static HIGHLIGHTS: Insert = Insert {
     table: "highlight",
@@ -62,6 +66,19 @@ pub fn read(user: UserNid, room: RoomNid, thread: i64, pos: Pos) -> Write {
         "DELETE FROM highlight WHERE user_nid = $1 AND room_nid = $2 AND thread_nid = $3 AND pos <= $4"
     );
     Write::Run(sql, args![user, room, thread, pos])
+}
+
+/// Forgets those that a user has in a room.
+#[must_use]
+pub fn clear(user: UserNid, room: RoomNid) -> Write {
+    let sql = sql!("DELETE FROM highlight WHERE user_nid = $1 AND room_nid = $2");
+    Write::Run(sql, args![user, room])
+}
+
+/// How many a user has in a room.
+pub async fn count(db: &Db, user: UserNid, room: RoomNid) -> Result<i64> {
+    let query = sql!("SELECT count(*) FROM highlight WHERE user_nid = $1 AND room_nid = $2");
+    db.one(query, args![user, room]).await?.get(0)
 }
 
 /// All that a user has not read yet.

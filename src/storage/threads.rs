@@ -8,12 +8,14 @@ use super::{
 use crate::{args, sql};
 
 /// What is counted of a thread.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ThreadCount {
     /// How many events it has, without its root.
     pub count: i64,
     /// How many of them notify by default.
     pub unread_idx: i64,
+    /// The last of them.
+    pub last: EventNid,
 }
 
 static THREAD: Insert = Insert {
@@ -31,30 +33,31 @@ static THREAD: Insert = Insert {
                last_pos = excluded.last_pos, count = excluded.count, unread_idx = excluded.unread_idx",
 };
 
-/// A thread has a new event.
+/// A thread has a new event, or one that is there only because of what it relates to.
 #[must_use]
-pub fn set(
-    room: RoomNid,
-    root: EventNid,
-    last: EventNid,
-    at: Position,
-    count: ThreadCount,
-) -> Write {
+pub fn set(room: RoomNid, root: EventNid, at: Position, count: ThreadCount) -> Write {
     Write::Insert(
         &THREAD,
-        args![room, root, last, at, count.count, count.unread_idx],
+        args![room, root, count.last, at, count.count, count.unread_idx],
     )
 }
 
 /// The counts of the thread with this root; zero if there is none yet.
 pub async fn count(db: &Db, room: RoomNid, root: EventNid) -> Result<ThreadCount> {
-    let query = sql!("SELECT count, unread_idx FROM thread WHERE room_nid = $1 AND root_nid = $2");
+    let query = sql!(
+        "SELECT count, unread_idx, last_nid FROM thread WHERE room_nid = $1 AND root_nid = $2"
+    );
     match db.maybe(query, args![room, root]).await? {
         Some(row) => Ok(ThreadCount {
             count: row.get(0)?,
             unread_idx: row.get(1)?,
+            last: EventNid(row.get(2)?),
         }),
-        None => Ok(ThreadCount::default()),
+        None => Ok(ThreadCount {
+            count: 0,
+            unread_idx: 0,
+            last: root,
+        }),
     }
 }
 
@@ -94,23 +97,26 @@ pub async fn unread(db: &Db, user: UserNid, rooms: &[RoomNid]) -> Result<Vec<Thr
 }
 
 /// How many events of threads notified by default up to where a user has read everything in their room: thread, count,
-/// how many of them the user has sent after that.
+/// how many of them `own` (the user, and whom they ignore) have sent after that.
 pub async fn read_counts(
     db: &Db,
     user: UserNid,
+    own: &[UserNid],
     roots: &[EventNid],
 ) -> Result<Vec<(EventNid, i64, i64)>> {
     let query = sql!(
         "SELECT t.root_nid, ",
         "sum(CASE WHEN e.pos <= coalesce(m.pos, 0) AND e.flags & 16 <> 0 THEN 1 ELSE 0 END), ",
-        "sum(CASE WHEN e.pos > coalesce(m.pos, 0) AND e.sender_nid = $2 AND e.flags & 16 <> 0 THEN 1 ELSE 0 END) ",
+        "sum(CASE WHEN e.pos > coalesce(m.pos, 0) AND e.flags & 16 <> 0 AND e.sender_nid ",
+        list(3),
+        " THEN 1 ELSE 0 END) ",
         "FROM thread t JOIN event e ON e.room_nid = t.room_nid AND e.thread_nid = t.root_nid AND e.pos IS NOT NULL ",
         "LEFT JOIN read_marker m ON m.user_nid = $2 AND m.room_nid = t.room_nid AND m.thread_nid = -2 ",
         "WHERE t.root_nid ",
         list(1),
         " GROUP BY t.root_nid"
     );
-    db.rows(query, args![roots, user])
+    db.rows(query, args![roots, user, own])
         .await?
         .iter()
         .map(|row| Ok((EventNid(row.get(0)?), row.get(1)?, row.get(2)?)))
@@ -136,28 +142,20 @@ pub async fn since(db: &Db, room: RoomNid, pos: Pos) -> Result<Vec<Thread>> {
         .collect()
 }
 
-/// How many events of threads notified by default up to a position: thread, count, how many of them the user has sent
-/// after that.
-pub async fn counts_at(
-    db: &Db,
-    user: UserNid,
-    roots: &[EventNid],
-    pos: Pos,
-) -> Result<Vec<(EventNid, i64, i64)>> {
+/// How many events of threads notified by default up to a position.
+pub async fn counts_at(db: &Db, roots: &[EventNid], pos: Pos) -> Result<Vec<(EventNid, i64)>> {
     if roots.is_empty() {
         return Ok(Vec::new());
     }
     let query = sql!(
-        "SELECT thread_nid, sum(CASE WHEN pos <= $3 THEN 1 ELSE 0 END), ",
-        "sum(CASE WHEN pos > $3 AND sender_nid = $2 THEN 1 ELSE 0 END) ",
-        "FROM event WHERE flags & 16 <> 0 AND thread_nid ",
+        "SELECT thread_nid, count(*) FROM event WHERE flags & 16 <> 0 AND pos <= $2 AND thread_nid ",
         list(1),
         " GROUP BY thread_nid"
     );
-    db.rows(query, args![roots, user, pos])
+    db.rows(query, args![roots, pos])
         .await?
         .iter()
-        .map(|row| Ok((EventNid(row.get(0)?), row.get(1)?, row.get(2)?)))
+        .map(|row| Ok((EventNid(row.get(0)?), row.get(1)?)))
         .collect()
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Nobody counts for each reader: each room and each thread has a running count of the events that notify by default,
 //! and what is unread is that count now, minus the count where the reader has read to, minus what the reader sent since.
-//! Where the reader's own rules decide otherwise there is a row for it. See `ARCHITECTURE.md`, "Unread counts".
+//! Where the reader's own rules decide otherwise about single events there is a row for each; where they mute a whole room,
+//! that is seen here. See `ARCHITECTURE.md`, "Unread counts".
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -19,10 +20,12 @@ use super::{
 use crate::{
     bus::{Feed, FeedState},
     error::{Error, Result},
+    preferences::{self, Volume},
+    room::push,
     rooms::Room,
     storage::{
         EventNid, ReadMarker,
-        highlights::{HIGHLIGHT, Highlight, NOTIFIES, SILENT},
+        highlights::{HIGHLIGHT, Highlight, LOUD, NOTIFIES, SILENT, SINGLED_OUT},
         receipts::EVERYTHING,
         threads,
     },
@@ -45,14 +48,15 @@ pub(super) async fn load(context: &Context<'_>, batch: &mut Batch<'_>) -> Result
     let feed = app.bus.feed(&app.db, &app.log, context.viewer.user).await?;
     load_threads(context, batch, &feed).await?;
     load_markers(context, batch, &feed).await?;
+    let volumes = volumes(context, batch).await?;
     let counted: Vec<Counted> = {
         let _settled = app.bus.settled();
         // A room is never looked at while the feed is locked: the log locks them the other way round.
         let threads: Vec<Vec<i64>> = batch.parts.iter().map(threads_of).collect();
         let state = feed.state();
-        let parts = batch.parts.iter().zip(threads);
+        let parts = batch.parts.iter().zip(threads).zip(volumes);
         let markers: Vec<_> = parts
-            .map(|(part, threads)| known(&state, part, threads))
+            .map(|((part, threads), volume)| known(&state, part, threads, volume))
             .collect();
         drop(state);
         batch
@@ -103,6 +107,7 @@ fn has_read(context: &Context<'_>, part: &Part<'_>) -> bool {
 
 /// What the user has read of a room.
 struct Known {
+    volume: Volume,
     markers: HashMap<i64, ReadMarker>,
     highlights: Vec<Highlight>,
 }
@@ -118,15 +123,34 @@ fn threads_of(part: &Part<'_>) -> Vec<i64> {
     part.room.seen().threads.keys().map(|root| root.0).collect()
 }
 
-fn known(state: &FeedState, part: &Part<'_>, threads: Vec<i64>) -> Known {
+/// How much of each room the user's rules let through.
+async fn volumes(context: &Context<'_>, batch: &Batch<'_>) -> Result<Vec<Volume>> {
+    let (app, viewer) = (context.app, context.viewer);
+    let preferences = preferences::get(app, viewer.user).await?;
+    let mut volumes = Vec::with_capacity(batch.parts.len());
+    for part in &batch.parts {
+        let member_count = part.room.seen().joined_count;
+        let volume = push::volume(&part.room, &preferences, &viewer.user_id, member_count);
+        volumes.push(volume.await?);
+    }
+    Ok(volumes)
+}
+
+fn known(state: &FeedState, part: &Part<'_>, threads: Vec<i64>, volume: Volume) -> Known {
     let room = part.room.nid;
+    let highlights = state.highlights.get(&room);
     Known {
+        volume,
         markers: threads
             .into_iter()
             .chain([0, EVERYTHING])
             .filter_map(|thread| Some((thread, *state.markers.get(&(room, thread))?)))
             .collect(),
-        highlights: state.highlights.get(&room).cloned().unwrap_or_default(),
+        highlights: highlights
+            .into_iter()
+            .flat_map(BTreeMap::values)
+            .cloned()
+            .collect(),
     }
 }
 
@@ -155,18 +179,29 @@ fn count(room: &Room, known: &Known) -> Counted {
 }
 
 fn unread(idx: i64, marker: ReadMarker, known: &Known, thread: i64) -> Unread {
-    let mut unread = Unread {
-        highlight_count: 0,
-        notification_count: idx - marker.idx - marker.own,
-    };
+    let mut unread = Unread::default();
+    if known.volume == Volume::All {
+        unread.notification_count = idx - marker.idx - marker.own;
+    }
     for highlight in known
         .highlights
         .iter()
         .filter(|highlight| highlight.thread == thread && highlight.pos > marker.pos)
     {
-        unread.highlight_count += i64::from(highlight.flags & HIGHLIGHT != 0);
-        unread.notification_count += i64::from(highlight.flags & NOTIFIES != 0);
-        unread.notification_count -= i64::from(highlight.flags & SILENT != 0);
+        let has = |flags| highlight.flags & flags != 0;
+        let (notifies, highlights) = match known.volume {
+            Volume::All => (has(NOTIFIES), has(HIGHLIGHT)),
+            Volume::Mentions => (
+                has(HIGHLIGHT | NOTIFIES | SINGLED_OUT | LOUD),
+                has(HIGHLIGHT),
+            ),
+            Volume::Nothing => (has(LOUD), has(LOUD) && has(HIGHLIGHT)),
+        };
+        unread.notification_count += i64::from(notifies);
+        unread.highlight_count += i64::from(highlights);
+        if known.volume == Volume::All {
+            unread.notification_count -= i64::from(has(SILENT));
+        }
     }
     unread.notification_count = unread.notification_count.max(unread.highlight_count).max(0);
     unread
@@ -228,7 +263,10 @@ async fn load_markers(context: &Context<'_>, batch: &Batch<'_>, feed: &Feed) -> 
         return Ok(());
     }
     let roots: Vec<EventNid> = missing.keys().copied().collect();
-    let counts = threads::read_counts(&context.app.db, context.viewer.user, &roots).await?;
+    let viewer = context.viewer;
+    let mut own = vec![viewer.user];
+    own.extend(viewer.ignored.iter());
+    let counts = threads::read_counts(&context.app.db, viewer.user, &own, &roots).await?;
     let mut state = feed.state();
     for (root, idx, own) in counts {
         let Some((room, read)) = missing.get(&root) else {

@@ -47,6 +47,7 @@ mod sync_cost;
 mod sync_people;
 mod sync_state;
 mod thumbnails;
+mod unread;
 mod upgrade;
 mod visibility;
 mod wire;

@@ -31,6 +31,10 @@ use crate::{
 /// How many of a user's own annotations of an event are looked at to find the same one.
 const MAX_OWN_ANNOTATIONS: i64 = 1_000;
 
+/// How many events a person can have in a room that they have not read and that count otherwise for them than for
+/// most. Of what comes then, highlights are no longer counted.
+const MAX_HIGHLIGHTS: i64 = 500;
+
 /// An event of the same room that another relates to.
 #[derive(Debug)]
 pub(super) struct Relation {
@@ -142,10 +146,14 @@ impl Step<'_> {
                 let mut count = self.thread(root).await?;
                 count.unread_idx += i64::from(notifies);
                 event.unread_idx = count.unread_idx;
-                if relation.is_some_and(|relation| relation.rel_type == "m.thread") {
+                let is_reply = relation.is_some_and(|relation| relation.rel_type == "m.thread");
+                if is_reply {
                     count.count += 1;
+                    count.last = event.nid;
+                }
+                if is_reply || notifies {
                     self.change
-                        .write(threads::set(self.room.nid, root, event.nid, at, count));
+                        .write(threads::set(self.room.nid, root, at, count));
                 }
                 self.threads.insert(root, count);
             }
@@ -156,23 +164,56 @@ impl Step<'_> {
         }
         if notifies {
             event.flags |= flags::NOTIFIES;
-            let thread = event.thread.map_or(0, |root| root.0);
-            let mut marker = self.marker(event.sender, thread).await?;
-            marker.own += 1;
-            self.set_marker(event.sender, thread, marker);
+            self.leave_out(event.sender, event.thread).await?;
+        }
+        for user in verdict.ignoring {
+            self.leave_out(user, event.thread).await?;
         }
         for (user, flags) in verdict.differing {
-            let highlight = Highlight {
-                user,
-                room: event.room,
-                thread: event.thread.map_or(0, |root| root.0),
-                event: event.nid,
-                pos: 0,
-                flags,
-            };
-            self.change.write(highlights::add(&highlight, at));
-            self.change.effect(Effect::Highlight(highlight, at));
+            self.single_out(user, event, flags, at).await?;
         }
+        Ok(())
+    }
+
+    /// Somebody sent the event or ignores who did: it is not unread to them.
+    async fn leave_out(&mut self, user: UserNid, thread: Option<EventNid>) -> Result<()> {
+        let thread = thread.map_or(0, |root| root.0);
+        let mut marker = self.marker(user, thread).await?;
+        marker.own += 1;
+        self.set_marker(user, thread, marker);
+        Ok(())
+    }
+
+    /// Keeps that an event counts otherwise for a user, unless there is too much already that they have not read.
+    async fn single_out(
+        &mut self,
+        user: UserNid,
+        event: &Event,
+        flags: i64,
+        at: Position,
+    ) -> Result<()> {
+        let known = self.highlights.get(&user);
+        let count = match known.or_else(|| self.head.highlights.get(&user)) {
+            Some(count) => *count,
+            None => highlights::count(&self.app.db, user, event.room).await?,
+        };
+        if count >= MAX_HIGHLIGHTS {
+            if flags & highlights::SILENT != 0 {
+                self.leave_out(user, event.thread).await?;
+            }
+            return Ok(());
+        }
+        self.highlights.insert(user, count + 1);
+        let highlight = Highlight {
+            user,
+            room: event.room,
+            thread: event.thread.map_or(0, |root| root.0),
+            event: event.nid,
+            pos: 0,
+            flags,
+        };
+        self.change.write(highlights::add(&highlight, at));
+        self.change.effect(Effect::Highlight(highlight, at));
         Ok(())
     }
 

@@ -56,6 +56,7 @@ pub(super) struct Step<'a> {
     pub(super) state: Vec<(Key, Arc<Event>)>,
     pub(super) threads: HashMap<EventNid, ThreadCount>,
     markers: HashMap<(UserNid, i64), ReadMarker>,
+    pub(super) highlights: HashMap<UserNid, i64>,
     last: Option<Position>,
     appended: Vec<Appended>,
 }
@@ -105,6 +106,7 @@ impl<'a> Step<'a> {
             state: Vec::new(),
             threads: HashMap::new(),
             markers: HashMap::new(),
+            highlights: HashMap::new(),
             last: None,
             appended: Vec::new(),
         }
@@ -319,11 +321,11 @@ impl<'a> Step<'a> {
             self.set_marker(member.user, 0, marker);
             self.set_marker(member.user, receipts::EVERYTHING, marker);
         }
-        if member.is_local && delta(Membership::Invite) < 0 {
-            // The invite, answered now, was a notification.
-            let head = self.app.head();
-            self.change
-                .write(highlights::read(member.user, member.room, 0, head));
+        if member.is_local && (delta(Membership::Invite) < 0 || delta(Membership::Join) != 0) {
+            // The invite that is answered now was a notification; and to who has left, nothing is unread.
+            let write = highlights::clear(member.user, member.room);
+            self.change.write(write);
+            self.highlights.insert(member.user, 0);
         }
         self.change.write(members::set(&member, at));
         let room = Arc::clone(self.room);
@@ -383,6 +385,7 @@ impl<'a> Step<'a> {
         self.head.pending.extend(state);
         self.head.threads.extend(self.threads);
         self.head.markers.extend(self.markers);
+        self.head.highlights.extend(self.highlights);
         (self.change, self.appended, version)
     }
 }
