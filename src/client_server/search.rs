@@ -32,9 +32,9 @@ use crate::{
     },
     rooms::Room,
     storage::{
-        self, Event, EventNid, Membership, RoomNid, members,
-        search::{self, Hit, Key},
-        timeline::{Place, Range},
+        self, Event, EventNid, Membership, RoomNid, UserNid, members,
+        search::{self, Hit, Key, Place},
+        timeline::{self as history, Range},
     },
 };
 
@@ -46,7 +46,9 @@ const MAX_CONTEXT: usize = 20;
 /// The most words that are looked for.
 const MAX_WORDS: usize = 32;
 /// How often results are looked for again because the requester may not see what was found.
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 6;
+/// The most results that are looked at in one round.
+const MAX_ROUND: usize = 1_000;
 
 pub(super) fn routes() -> Routes {
     Routes::new().add::<search_events::v3::Request, _, _>(search_events)
@@ -72,8 +74,8 @@ struct BodyCriteria {
 
 /// `POST /_matrix/client/v3/search`
 ///
-/// The tokens are `n<number of results so far>` when ordered by rank, and `r<time>_<number>` of the last result
-/// otherwise.
+/// `count` is exact where one answer has all results. Otherwise it is what the index knows: with results that the
+/// requester may not see, but without those from rooms and senders that are not wanted.
 async fn search_events(
     app: Arc<App>,
     call: Call<search_events::v3::Request>,
@@ -94,49 +96,76 @@ async fn search_events(
     Ok(search_events::v3::Response::new(found))
 }
 
-/// Where the next page begins.
+/// Where the next page begins: `k` for results by rank or `r` for recent ones, the place of the last result, and the
+/// group (`~r`: a room, `~u`: a sender) if there are to be no others.
 #[derive(Clone, Copy)]
-enum Start {
-    After(i64),
-    Before(i64, EventNid),
+struct Start {
+    by_rank: bool,
+    after: Place,
+    group: Option<Group>,
+}
+
+#[derive(Clone, Copy)]
+enum Group {
+    Room(RoomNid),
+    Sender(UserNid),
 }
 
 impl Start {
     fn parse(token: Option<&str>, by_rank: bool) -> Result<Self> {
-        let start = match token {
-            None if by_rank => Some(Self::After(0)),
-            None => Some(Self::Before(i64::MAX, EventNid(i64::MAX))),
-            Some(token) if by_rank => token
-                .strip_prefix('n')
-                .and_then(|count| count.parse().ok())
-                .filter(|count| *count >= 0)
-                .map(Self::After),
-            Some(token) => token
-                .strip_prefix('r')
-                .and_then(|rest| rest.split_once('_'))
-                .and_then(|(ts, nid)| {
-                    Some(Self::Before(ts.parse().ok()?, EventNid(nid.parse().ok()?)))
-                }),
+        let Some(token) = token else {
+            return Ok(Self {
+                by_rank,
+                after: Place::START,
+                group: None,
+            });
         };
-        start.ok_or_else(|| Error::invalid_param("the token is not one of this server"))
+        Self::read(token)
+            .filter(|start| start.by_rank == by_rank)
+            .ok_or_else(|| Error::invalid_param("the token is not one of this search"))
     }
 
-    fn beyond(self, hit: &Hit) -> Self {
-        match self {
-            Self::After(count) => Self::After(count + 1),
-            Self::Before(..) => {
-                let ts = i64::from(hit.event.pdu.origin_server_ts.0);
-                Self::Before(ts, hit.event.nid)
-            }
-        }
+    fn read(token: &str) -> Option<Self> {
+        let (place, group) = match token.split_once('~') {
+            Some((place, group)) => (place, Some(group)),
+            None => (token, None),
+        };
+        let (order, place) = place.split_at_checked(1)?;
+        let mut numbers = place.split('_').map(|number| number.parse::<i64>().ok());
+        let after = Place {
+            fit: numbers.next()??,
+            ts: numbers.next()??,
+            nid: EventNid(numbers.next()??),
+        };
+        let group = match group.map(|group| group.split_at_checked(1)) {
+            None => None,
+            Some(Some(("r", room))) => Some(Group::Room(RoomNid(room.parse().ok()?))),
+            Some(Some(("u", user))) => Some(Group::Sender(UserNid(user.parse().ok()?))),
+            Some(_) => return None,
+        };
+        (matches!(order, "k" | "r") && numbers.next().is_none()).then_some(Self {
+            by_rank: order == "k",
+            after,
+            group,
+        })
     }
 
     fn token(self) -> String {
-        match self {
-            Self::After(count) => format!("n{count}"),
-            Self::Before(ts, nid) => format!("r{ts}_{}", nid.0),
-        }
+        let Place { fit, ts, nid } = self.after;
+        let order = if self.by_rank { 'k' } else { 'r' };
+        let group = match self.group {
+            None => String::new(),
+            Some(Group::Room(room)) => format!("~r{}", room.0),
+            Some(Group::Sender(user)) => format!("~u{}", user.0),
+        };
+        format!("{order}{fit}_{ts}_{}{group}", nid.0)
     }
+}
+
+/// What is known of all results.
+struct Found {
+    more: bool,
+    total: usize,
 }
 
 struct Search<'a> {
@@ -148,6 +177,8 @@ struct Search<'a> {
     words: Vec<String>,
     keys: Vec<Key>,
     rooms: HashMap<RoomNid, Arc<Room>>,
+    senders: Option<Vec<UserNid>>,
+    not_senders: Vec<UserNid>,
 }
 
 impl<'a> Search<'a> {
@@ -178,9 +209,16 @@ impl<'a> Search<'a> {
             None => vec![Key::Body, Key::Name, Key::Topic],
             Some(keys) => keys.iter().filter_map(key).collect(),
         };
+        let senders = match &filter.event.senders {
+            None => None,
+            Some(senders) => Some(users(app, senders).await?),
+        };
+        let not_senders = users(app, &filter.event.not_senders).await?;
         Ok(Self {
             app,
             viewer,
+            senders,
+            not_senders,
             words: words(&criteria.search_term),
             with_context: body.event_context.is_some(),
             criteria,
@@ -190,37 +228,30 @@ impl<'a> Search<'a> {
         })
     }
 
-    async fn run(&self, next_batch: Option<&str>) -> Result<ResultRoomEvents> {
+    async fn run(mut self, next_batch: Option<&str>) -> Result<ResultRoomEvents> {
         let by_rank = !matches!(self.criteria.order_by, Some(OrderBy::Recent));
         let mut start = Start::parse(next_batch, by_rank)?;
-        let mut answer = ResultRoomEvents::new();
-        let mut hits: Vec<Hit> = Vec::new();
-        let limit = self
-            .filter
-            .event
-            .limit
-            .map_or(DEFAULT_RESULTS, messages::limit)
-            .min(MAX_RESULTS);
-        let mut more = !(self.words.is_empty() || self.keys.is_empty() || self.rooms.is_empty());
-        let mut sights = HashMap::new();
-        for _ in 0..ROUNDS {
-            let missing = limit - hits.len();
-            if missing == 0 || !more {
-                break;
+        match start.group {
+            Some(Group::Room(room)) => self.rooms.retain(|nid, _| *nid == room),
+            Some(Group::Sender(user)) => {
+                let is_wanted = self.senders.as_ref().is_none_or(|all| all.contains(&user));
+                self.senders = Some(if is_wanted { vec![user] } else { Vec::new() });
             }
-            let page = self.page(start, missing).await?;
-            more = page.len() == missing;
-            for hit in page {
-                start = start.beyond(&hit);
-                if self.wants(&hit.event, &mut sights).await? {
-                    hits.push(hit);
-                }
-            }
+            None => {}
         }
-        answer.count = Some(UInt::try_from(hits.len()).unwrap_or_default());
-        answer.next_batch = more.then(|| start.token());
+        let (hits, found) = self.find(&mut start).await?;
+        let is_all = next_batch.is_none() && !found.more;
+        let count = if is_all {
+            hits.len()
+        } else {
+            found.total.max(hits.len())
+        };
+        let mut answer = ResultRoomEvents::new();
+        answer.count = Some(UInt::try_from(count).unwrap_or_default());
+        let start = found.more.then_some(start);
+        answer.next_batch = start.map(Start::token);
         answer.highlights = self.words.clone();
-        self.group(&hits, &mut answer);
+        self.group(&hits, start, &mut answer);
         if self.criteria.include_state == Some(true) {
             self.add_state(&hits, &mut answer).await?;
         }
@@ -230,20 +261,57 @@ impl<'a> Search<'a> {
         Ok(answer)
     }
 
-    async fn page(&self, start: Start, limit: usize) -> Result<Vec<Hit>> {
+    /// Finds a page of what the requester may see, and moves `start` to where the next one begins.
+    async fn find(&self, start: &mut Start) -> Result<(Vec<Hit>, Found)> {
+        let limit = self
+            .filter
+            .event
+            .limit
+            .map_or(DEFAULT_RESULTS, messages::limit)
+            .min(MAX_RESULTS);
+        let mut hits: Vec<Hit> = Vec::new();
+        let mut found = Found {
+            more: !(self.words.is_empty() || self.keys.is_empty() || self.rooms.is_empty()),
+            total: 0,
+        };
+        let mut sights = HashMap::new();
+        // One more tells whether there are more.
+        let mut size = limit + 1;
+        for _ in 0..ROUNDS {
+            if hits.len() == limit || !found.more {
+                break;
+            }
+            let page = self.page(*start, size).await?;
+            found.more = page.hits.len() == size;
+            found.total = found.total.max(usize::try_from(page.total).unwrap_or(0));
+            for hit in page.hits {
+                if hits.len() == limit {
+                    found.more = true;
+                    break;
+                }
+                start.after = hit.place;
+                if self.wants(&hit.event, &mut sights).await? {
+                    hits.push(hit);
+                }
+            }
+            size = (4 * size).min(MAX_ROUND);
+        }
+        Ok((hits, found))
+    }
+
+    async fn page(&self, start: Start, size: usize) -> Result<search::Page> {
         let nids: Vec<_> = self.rooms.keys().copied().collect();
         let query = search::Query {
             words: &self.words,
             keys: &self.keys,
             rooms: &nids,
+            senders: self.senders.as_deref(),
+            not_senders: &self.not_senders,
+            by_rank: start.by_rank,
         };
         let rules = |room| self.rooms.get(&room).map(|room| room.rules);
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let (db, query) = (&self.app.db, &query);
-        Ok(match start {
-            Start::After(count) => search::best(db, rules, query, count, limit).await?,
-            Start::Before(ts, nid) => search::recent(db, rules, query, (ts, nid), limit).await?,
-        })
+        let size = i64::try_from(size).unwrap_or(i64::MAX);
+        Ok(search::page(&self.app.db, rules, &query, start.after, size).await?)
     }
 
     async fn wants<'s>(
@@ -265,15 +333,34 @@ impl<'a> Search<'a> {
             && timeline::is_related(self.app, &self.filter, event).await?)
     }
 
-    fn group(&self, hits: &[Hit], answer: &mut ResultRoomEvents) {
+    /// Groups the results. A group has more if there may be more at all.
+    fn group(&self, hits: &[Hit], start: Option<Start>, answer: &mut ResultRoomEvents) {
+        let next = |group: Group| {
+            let start = start.filter(|start| match (start.group, group) {
+                (None, _) => true,
+                (Some(Group::Room(all)), Group::Room(one)) => all == one,
+                (Some(Group::Sender(all)), Group::Sender(one)) => all == one,
+                _ => false,
+            })?;
+            Some(Start {
+                group: Some(group),
+                ..start
+            })
+        };
         for grouping in &self.criteria.groupings.group_by {
             match &grouping.key {
                 Some(GroupingKey::RoomId) => {
-                    let groups = groups(hits, |event| event.pdu.room_id.clone());
+                    let groups = groups(hits, |event| {
+                        let room = self.rooms.get(&event.room)?;
+                        Some((room.id.clone(), next(Group::Room(event.room))))
+                    });
                     answer.groups.insert(ResultGroupMap::RoomId(groups));
                 }
                 Some(GroupingKey::Sender) => {
-                    let groups = groups(hits, |event| event.pdu.sender.clone());
+                    let groups = groups(hits, |event| {
+                        let sender = event.pdu.sender.clone();
+                        Some((sender, next(Group::Sender(event.sender))))
+                    });
                     answer.groups.insert(ResultGroupMap::Sender(groups));
                 }
                 _ => {}
@@ -330,16 +417,16 @@ impl<'a> Search<'a> {
         let (app, wanted) = (self.app, &self.criteria.event_context);
         let limit = |limit| messages::limit(limit).min(MAX_CONTEXT);
         let everything = EventFilter::default();
-        let older = Range::before(room.nid, Place::before(event));
-        let newer = Range::after(room.nid, Place::after(event));
+        let older = Range::before(room.nid, history::Place::before(event));
+        let newer = Range::after(room.nid, history::Place::after(event));
         let (before, after) = (limit(wanted.before_limit), limit(wanted.after_limit));
         let before = timeline::page(app, room, sight, older, &everything, before).await?;
         let after = timeline::page(app, room, sight, newer, &everything, after).await?;
         let mut context = EventContextResult::new();
         let oldest = before.events.last().unwrap_or(event);
         let newest = after.events.last().unwrap_or(event);
-        context.start = Some(timeline::token(Place::before(oldest)).to_string());
-        context.end = Some(timeline::token(Place::after(newest)).to_string());
+        context.start = Some(timeline::token(history::Place::before(oldest)).to_string());
+        context.end = Some(timeline::token(history::Place::after(newest)).to_string());
         let form = Form::WithRoomId;
         context.events_before = raw(client_events(app, room, &before.events, sight, form).await?);
         context.events_after = raw(client_events(app, room, &after.events, sight, form).await?);
@@ -371,18 +458,31 @@ fn profile(member: &Event) -> Option<(OwnedUserId, UserProfile)> {
     Some((user, profile))
 }
 
-fn groups<K: Ord>(hits: &[Hit], key: impl Fn(&Event) -> K) -> BTreeMap<K, ResultGroup> {
+fn groups<K: Ord>(
+    hits: &[Hit],
+    group: impl Fn(&Event) -> Option<(K, Option<Start>)>,
+) -> BTreeMap<K, ResultGroup> {
     let mut groups = BTreeMap::new();
     for hit in hits {
         let order = UInt::try_from(groups.len()).unwrap_or_default();
-        let group = groups.entry(key(&hit.event)).or_insert_with(|| {
+        let Some((key, next)) = group(&hit.event) else {
+            continue;
+        };
+        let group = groups.entry(key).or_insert_with(|| {
             let mut group = ResultGroup::new();
             group.order = Some(order);
+            group.next_batch = next.map(Start::token);
             group
         });
         group.results.push(hit.event.pdu.event_id.clone());
     }
     groups
+}
+
+async fn users(app: &App, ids: &[OwnedUserId]) -> Result<Vec<UserNid>> {
+    let ids = ids.iter().map(AsRef::as_ref);
+    let found = app.names.find_users(&app.db, ids).await?;
+    Ok(found.into_values().collect())
 }
 
 fn key(key: &SearchKeys) -> Option<Key> {

@@ -4,7 +4,7 @@ use homing_federation::Pdu;
 use ruma::room_version_rules::RoomVersionRules;
 use serde::Deserialize;
 
-use super::{Arg, Db, Event, EventNid, Insert, Result, RoomNid, Sql, Write, events::event};
+use super::{Db, Event, EventNid, Insert, Result, RoomNid, UserNid, Write, events::event};
 use crate::{args, sql};
 
 /// How much of a text can be found, in bytes.
@@ -99,6 +99,12 @@ pub struct Query<'a> {
     pub keys: &'a [Key],
     /// In one of these rooms.
     pub rooms: &'a [RoomNid],
+    /// From one of these users; `None`: from anybody.
+    pub senders: Option<&'a [UserNid]>,
+    /// From none of these users.
+    pub not_senders: &'a [UserNid],
+    /// Whether the best come first; else the latest do.
+    pub by_rank: bool,
 }
 
 impl Query<'_> {
@@ -142,6 +148,26 @@ impl Query<'_> {
     }
 }
 
+/// Where a result is among all. Later ones are less.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// How well it fits, in thousand millionths; 0 if that does not matter.
+    pub fit: i64,
+    /// When the event was sent, in milliseconds since 1970.
+    pub ts: i64,
+    /// The event.
+    pub nid: EventNid,
+}
+
+impl Place {
+    /// Before all results.
+    pub const START: Self = Self {
+        fit: i64::MAX,
+        ts: i64::MAX,
+        nid: EventNid(i64::MAX),
+    };
+}
+
 /// An event that was found.
 #[derive(Debug)]
 pub struct Hit {
@@ -149,79 +175,77 @@ pub struct Hit {
     pub event: Event,
     /// How well it fits; more is better.
     pub rank: f64,
+    /// Where it is among the results.
+    pub place: Place,
 }
 
-/// The events that fit best, the `offset` best ones left out. `rules` knows the rules of each room.
-pub async fn best<'r>(
+/// Some results.
+#[derive(Debug, Default)]
+pub struct Page {
+    /// The results.
+    pub hits: Vec<Hit>,
+    /// How many there are in all; 0 if none are here.
+    pub total: i64,
+}
+
+/// The next `limit` results after a place. `rules` knows the rules of each room.
+pub async fn page<'r>(
     db: &Db,
     rules: impl Fn(RoomNid) -> Option<&'r RoomVersionRules>,
     wanted: &Query<'_>,
-    offset: i64,
+    after: Place,
     limit: i64,
-) -> Result<Vec<Hit>> {
+) -> Result<Page> {
     let query = sql!(
-        "SELECT ",
-        (event_columns),
+        "WITH found AS MATERIALIZED (SELECT nid, ts, rank, CAST(rank * 1000000000 AS BIGINT) * $8 AS fit FROM (SELECT e.nid, e.ts, ",
         only {
-            sqlite: ", -bm25(event_search) FROM event_search s JOIN event e ON e.nid = s.rowid JOIN event_json j ON j.nid = e.nid WHERE event_search MATCH $3 AND $1 = $1 AND $2 = $2 ",
-            postgres: ", CAST(ts_rank(s.vector, plainto_tsquery('simple', $1)) AS DOUBLE PRECISION) FROM event_search s JOIN event e ON e.nid = s.rowid JOIN event_json j ON j.nid = e.nid WHERE s.vector @@ (plainto_tsquery('simple', $1) && CAST($2 AS tsquery)) AND numnode(plainto_tsquery('simple', $1)) > 0 AND $3 = $3 "
+            sqlite: "-bm25(event_search) AS rank FROM event_search s JOIN event e ON e.nid = s.rowid WHERE event_search MATCH $3 AND $1 = $1 AND $2 = $2 ",
+            postgres: "CAST(ts_rank(s.vector, plainto_tsquery('simple', $1)) AS DOUBLE PRECISION) AS rank FROM event_search s JOIN event e ON e.nid = s.rowid WHERE s.vector @@ (plainto_tsquery('simple', $1) && CAST($2 AS tsquery)) AND numnode(plainto_tsquery('simple', $1)) > 0 AND $3 = $3 "
         },
         "AND e.redacted_by IS NULL AND e.flags & 7 = 0 AND e.room_nid ",
         list(4),
-        " ORDER BY 19 DESC, e.ts DESC, e.nid DESC LIMIT $5 OFFSET $6"
-    );
-    let mut args = texts(wanted);
-    args.extend(args![wanted.rooms, limit, offset]);
-    hits(db, rules, query, args).await
-}
-
-/// The latest events that fit, from before `before`: a time in milliseconds since 1970, and an event of that time.
-pub async fn recent<'r>(
-    db: &Db,
-    rules: impl Fn(RoomNid) -> Option<&'r RoomVersionRules>,
-    wanted: &Query<'_>,
-    before: (i64, EventNid),
-    limit: i64,
-) -> Result<Vec<Hit>> {
-    let query = sql!(
-        "SELECT ",
+        " AND ($5 = 0 OR e.sender_nid ",
+        list(6),
+        ") AND NOT (e.sender_nid ",
+        list(7),
+        ")) AS matching) SELECT ",
         (event_columns),
-        only {
-            sqlite: ", -bm25(event_search) FROM event_search s JOIN event e ON e.nid = s.rowid JOIN event_json j ON j.nid = e.nid WHERE event_search MATCH $3 AND $1 = $1 AND $2 = $2 ",
-            postgres: ", CAST(ts_rank(s.vector, plainto_tsquery('simple', $1)) AS DOUBLE PRECISION) FROM event_search s JOIN event e ON e.nid = s.rowid JOIN event_json j ON j.nid = e.nid WHERE s.vector @@ (plainto_tsquery('simple', $1) && CAST($2 AS tsquery)) AND numnode(plainto_tsquery('simple', $1)) > 0 AND $3 = $3 "
-        },
-        "AND e.redacted_by IS NULL AND e.flags & 7 = 0 AND e.room_nid ",
-        list(4),
-        " AND (e.ts, e.nid) < ($5, $6) ORDER BY e.ts DESC, e.nid DESC LIMIT $7"
+        ", f.rank, f.fit, (SELECT count(*) FROM found) FROM (SELECT nid, ts, rank, fit FROM found ",
+        "WHERE (fit, ts, nid) < ($9, $10, $11) ORDER BY fit DESC, ts DESC, nid DESC LIMIT $12) AS f ",
+        "JOIN event e ON e.nid = f.nid JOIN event_json j ON j.nid = e.nid ",
+        "ORDER BY f.fit DESC, f.ts DESC, f.nid DESC"
     );
-    let mut args = texts(wanted);
-    args.extend(args![wanted.rooms, before.0, before.1, limit]);
-    hits(db, rules, query, args).await
-}
-
-/// The first three parameters: words and places for PostgreSQL, both in one text for FTS5.
-fn texts(wanted: &Query<'_>) -> Vec<Arg> {
-    args![
+    let args = args![
         wanted.words.join(" "),
         wanted.place_text(),
-        wanted.match_text()
-    ]
-}
-
-async fn hits<'r>(
-    db: &Db,
-    rules: impl Fn(RoomNid) -> Option<&'r RoomVersionRules>,
-    query: &'static Sql,
-    args: Vec<Arg>,
-) -> Result<Vec<Hit>> {
-    let mut found = Vec::new();
+        wanted.match_text(),
+        wanted.rooms,
+        i64::from(wanted.senders.is_some()),
+        wanted.senders.unwrap_or_default(),
+        wanted.not_senders,
+        i64::from(wanted.by_rank),
+        after.fit,
+        after.ts,
+        after.nid,
+        limit
+    ];
+    let mut page = Page::default();
     for row in db.rows(query, args).await? {
-        if let Some(rules) = rules(RoomNid(row.get(2)?)) {
-            found.push(Hit {
-                event: event(&row, rules)?,
-                rank: row.get(18)?,
-            });
-        }
+        let Some(rules) = rules(RoomNid(row.get(2)?)) else {
+            continue;
+        };
+        let event = event(&row, rules)?;
+        let place = Place {
+            fit: row.get(19)?,
+            ts: i64::from(event.pdu.origin_server_ts.0),
+            nid: event.nid,
+        };
+        page.total = row.get(20)?;
+        page.hits.push(Hit {
+            event,
+            rank: row.get(18)?,
+            place,
+        });
     }
-    Ok(found)
+    Ok(page)
 }

@@ -175,3 +175,160 @@ async fn results_come_in_pages_with_context_groups_and_state() {
         alice.post(path, body).await.fails(400, code);
     }
 }
+
+async fn page(user: &User<'_>, next: Option<&str>, criteria: Value) -> Value {
+    let path = next.map_or_else(
+        || "/search".to_owned(),
+        |next| format!("/search?next_batch={next}"),
+    );
+    let body = json!({ "search_categories": { "room_events": criteria } });
+    let answer = user.post(&path, body).await.ok();
+    answer["search_categories"]["room_events"].clone()
+}
+
+/// All results, and the counts that the pages told. Each page but the last is full.
+async fn pages(
+    user: &User<'_>,
+    mut next: Option<String>,
+    criteria: Value,
+) -> (Vec<String>, Vec<i64>) {
+    let limit = criteria["filter"]["limit"].as_u64().unwrap();
+    let (mut all, mut counts) = (Vec::new(), Vec::new());
+    loop {
+        let results = page(user, next.as_deref(), criteria.clone()).await;
+        let found = found(&results);
+        counts.push(results["count"].as_i64().unwrap());
+        next = results["next_batch"].as_str().map(str::to_owned);
+        if next.is_some() {
+            assert_eq!(found.len() as u64, limit, "{results}");
+        }
+        all.extend(found.into_iter().map(str::to_owned));
+        if next.is_none() {
+            return (all, counts);
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_page_tells_how_many_results_there_are() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    bob.post(&format!("/join/{room}"), json!({})).await.ok();
+    let mut sent = Vec::new();
+    for number in 0..6 {
+        for user in [&alice, &bob] {
+            let text = format!("needle {number} of {}", user.id);
+            user.say(&room, &text).await;
+            sent.push(text);
+        }
+    }
+    sent.reverse();
+    let of_bob: Vec<String> = sent
+        .iter()
+        .filter(|text| text.contains("bob"))
+        .cloned()
+        .collect();
+    for order in ["recent", "rank"] {
+        let criteria =
+            |filter: Value| json!({ "search_term": "needle", "order_by": order, "filter": filter });
+        let (found, counts) = pages(&alice, None, criteria(json!({ "limit": 4 }))).await;
+        assert_eq!(found, sent, "alike ones are in the order of time");
+        assert_eq!(counts, [12; 3]);
+        let filter = json!({ "limit": 4, "senders": [bob.id] });
+        let (found, counts) = pages(&alice, None, criteria(filter)).await;
+        assert_eq!((found, counts), (of_bob.clone(), vec![6; 2]));
+        let filter = json!({ "limit": 6, "not_senders": [alice.id] });
+        let (found, counts) = pages(&alice, None, criteria(filter)).await;
+        assert_eq!((found, counts), (of_bob.clone(), vec![6]));
+    }
+    let best = json!({ "search_term": "needle 3", "filter": { "limit": 4 } });
+    assert_eq!(pages(&alice, None, best).await.1, [2]);
+    for path in [
+        "/search?next_batch=k1_2",
+        "/search?next_batch=r1_2_3~x4",
+        "/search?next_batch=r1_2_3",
+    ] {
+        let body = json!({ "search_categories": { "room_events": { "search_term": "needle" } } });
+        alice.post(path, body).await.fails(400, "M_INVALID_PARAM");
+    }
+}
+
+#[tokio::test]
+async fn groups_go_on_by_themselves() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let (mut rooms, mut sent) = (Vec::new(), Vec::new());
+    for name in ["one", "two"] {
+        let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+        bob.post(&format!("/join/{room}"), json!({})).await.ok();
+        for number in 0..3 {
+            for user in [&alice, &bob] {
+                let text = format!("needle {number} in {name} of {}", user.id);
+                user.say(&room, &text).await;
+                sent.push((room.clone(), user.id.clone(), text));
+            }
+        }
+        rooms.push(room);
+    }
+    sent.reverse();
+    for order in ["recent", "rank"] {
+        let criteria = json!({
+            "search_term": "needle", "order_by": order, "filter": { "limit": 8 },
+            "groupings": { "group_by": [{ "key": "room_id" }, { "key": "sender" }] },
+        });
+        let first = page(&alice, None, criteria.clone()).await;
+        let rest = &sent[8..];
+        for room in &rooms {
+            let next = first["groups"]["room_id"][room]["next_batch"].as_str();
+            let (found, _) = pages(&alice, next.map(str::to_owned), criteria.clone()).await;
+            let wanted = rest.iter().filter(|(of, ..)| of == room);
+            let wanted: Vec<_> = wanted.map(|(.., text)| text.clone()).collect();
+            assert_eq!(found, wanted, "{order}");
+        }
+        for user in [&alice, &bob] {
+            let next = first["groups"]["sender"][&user.id]["next_batch"].as_str();
+            let (found, _) = pages(&alice, next.map(str::to_owned), criteria.clone()).await;
+            let wanted = rest.iter().filter(|(_, of, _)| *of == user.id);
+            let wanted: Vec<_> = wanted.map(|(.., text)| text.clone()).collect();
+            assert_eq!(found, wanted, "{order}");
+        }
+        let orders = |key: &str, value: &str| first["groups"][key][value]["order"].clone();
+        assert_eq!(orders("room_id", &rooms[1]), 0);
+        assert_eq!(orders("room_id", &rooms[0]), 1);
+        assert_eq!(orders("sender", &bob.id), 0);
+    }
+}
+
+#[tokio::test]
+async fn pages_are_full_although_much_may_not_be_seen() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    bob.post(&format!("/join/{room}"), json!({})).await.ok();
+    for number in 0..4 {
+        alice.say(&room, &format!("needle {number}")).await;
+    }
+    let path = format!("/rooms/{room}/state/m.room.history_visibility");
+    let joined = json!({ "history_visibility": "joined" });
+    alice.put(&path, joined).await.ok();
+    bob.post(&format!("/rooms/{room}/leave"), json!({}))
+        .await
+        .ok();
+    for _ in 0..80 {
+        alice.say(&room, "a needle that bob may not see").await;
+    }
+    bob.post(&format!("/join/{room}"), json!({})).await.ok();
+    alice.say(&room, "needle 4").await;
+    for order in ["recent", "rank"] {
+        let criteria =
+            json!({ "search_term": "needle", "order_by": order, "filter": { "limit": 2 } });
+        let (mut found, counts) = pages(&bob, None, criteria.clone()).await;
+        found.sort();
+        let wanted: Vec<_> = (0..5).map(|number| format!("needle {number}")).collect();
+        assert_eq!(found, wanted, "{order}");
+        assert!(counts[0] >= 5);
+        let all = json!({ "search_term": "needle", "order_by": order, "filter": { "limit": 50 } });
+        assert_eq!(search(&bob, all).await["count"], 5, "exact if it is all");
+    }
+}
