@@ -233,11 +233,7 @@ pub(super) async fn add_members(context: &Context<'_>, batch: &mut Batch<'_>) ->
         if !filter::admits_room(&context.filter().room.state, &part.room.id) {
             continue;
         }
-        let present: HashSet<&str> = part
-            .timeline
-            .iter()
-            .chain(&part.state)
-            .filter(|event| is_member(event))
+        let present: HashSet<&str> = members(context, part)
             .filter_map(|event| event.pdu.state_key.as_deref())
             .collect();
         let mut users: Vec<&str> = senders(&part.timeline)
@@ -279,6 +275,20 @@ pub(super) async fn add_members(context: &Context<'_>, batch: &mut Batch<'_>) ->
     Ok(())
 }
 
+/// The member events that a client takes as state: what is in the timeline is not, for one that is told of the state
+/// after it.
+fn members<'p>(
+    context: &Context<'_>,
+    part: &'p Part<'_>,
+) -> impl Iterator<Item = &'p Arc<Event>> + use<'p> {
+    let timeline = match context.request.state {
+        StateForm::Before => part.timeline.as_slice(),
+        StateForm::After | StateForm::AfterUnstable => &[],
+    };
+    let all = timeline.iter().chain(&part.state);
+    all.filter(|event| is_member(event))
+}
+
 fn is_known(context: &Context<'_>, part: &Part<'_>, event: &Event) -> bool {
     let device = context.requester.device;
     let has = &context.app.lazy_members;
@@ -292,12 +302,7 @@ fn is_known(context: &Context<'_>, part: &Part<'_>, event: &Event) -> bool {
 fn remember(context: &Context<'_>, batch: &Batch<'_>) {
     let device = context.requester.device;
     for part in &batch.parts {
-        let members = part
-            .timeline
-            .iter()
-            .chain(&part.state)
-            .filter(|event| is_member(event))
-            .filter_map(|event| Some((event.key?, event.nid)));
+        let members = members(context, part).filter_map(|event| Some((event.key?, event.nid)));
         context
             .app
             .lazy_members

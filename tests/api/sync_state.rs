@@ -229,3 +229,39 @@ async fn a_redaction_is_told_and_its_target_is_empty() {
     let because = &timeline[0]["unsigned"]["redacted_because"];
     assert_eq!(because["content"]["reason"], "oops");
 }
+
+#[tokio::test]
+async fn the_state_after_the_timeline_has_members_that_are_in_the_timeline_too() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let room = alice.create_room(json!({ "invite": [bob.id] })).await;
+    let state = json!({ "lazy_load_members": true });
+    let lazy = filter(&json!({ "room": { "state": state, "timeline": { "limit": 20 } } }));
+    let start = bob.sync(&lazy).await;
+    bob.post(&format!("/join/{room}"), json!({})).await.ok();
+    for (query, section) in [
+        ("use_state_after=true", "state_after"),
+        (
+            "org.matrix.msc4222.use_state_after=true",
+            "org.matrix.msc4222.state_after",
+        ),
+    ] {
+        let query = format!("{lazy}&{query}");
+        let joined = sync_from(&bob, next(&start), &query).await;
+        for sync in [&joined, &bob.sync(&query).await] {
+            let joined = &sync["rooms"]["join"][&room];
+            assert!(!events(&joined["timeline"]).is_empty());
+            let state = events(&joined[section]);
+            let mut members = keys(state, "m.room.member");
+            members.sort_unstable();
+            assert_eq!(members, [&*alice.id, &*bob.id]);
+            let own = state.iter().find(|event| event["state_key"] == bob.id);
+            assert_eq!(own.unwrap()["content"]["membership"], "join");
+        }
+        // Who has been told of already is not told again.
+        alice.say(&room, "hello").await;
+        let more = sync_from(&bob, next(&joined), &query).await;
+        let state = events(&more["rooms"]["join"][&room][section]);
+        assert!(state.is_empty(), "{state:?}");
+    }
+}
