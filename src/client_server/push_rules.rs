@@ -36,7 +36,7 @@ pub(super) fn routes() -> Routes {
         .add::<get_pushrules_all::v3::Request, _, _>(get_pushrules_all)
         .add::<get_pushrules_global_scope::v3::Request, _, _>(get_pushrules_global_scope)
         .add::<get_pushrule::v3::Request, _, _>(get_pushrule)
-        .add::<set_pushrule::v3::Request, _, _>(set_pushrule)
+        .filled::<set_pushrule::v3::Request, _, _>("conditions", "[]", set_pushrule)
         .add::<delete_pushrule::v3::Request, _, _>(delete_pushrule)
         .add::<get_pushrule_enabled::v3::Request, _, _>(get_pushrule_enabled)
         .add::<set_pushrule_enabled::v3::Request, _, _>(set_pushrule_enabled)

@@ -14,8 +14,15 @@ use crate::{
     typing,
 };
 
+/// How long somebody types who does not say, in milliseconds.
+const DEFAULT_TIMEOUT: &str = "30000";
+
 pub(super) fn routes() -> Routes {
-    Routes::new().add::<create_typing_event::v3::Request, _, _>(create_typing_event)
+    Routes::new().filled::<create_typing_event::v3::Request, _, _>(
+        "timeout",
+        DEFAULT_TIMEOUT,
+        create_typing_event,
+    )
 }
 
 /// `PUT /_matrix/client/v3/rooms/{roomId}/typing/{userId}`

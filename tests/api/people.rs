@@ -217,7 +217,7 @@ async fn typing_ends_by_itself() {
     alice
         .put(
             &format!("/rooms/{room}/typing/{}", alice.id),
-            json!({ "typing": true }),
+            json!({ "timeout": 1 }),
         )
         .await
         .fails(400, "M_MISSING_PARAM");

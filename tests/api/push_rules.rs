@@ -85,6 +85,14 @@ async fn rules_are_made_moved_changed_and_deleted() {
     alice.delete(&at("a")).await.ok();
     alice.get(&at("a")).await.fails(404, "M_NOT_FOUND");
 
+    // A rule without conditions is for every event.
+    let every = format!("{RULES}/underride/every");
+    alice
+        .put(&every, json!({ "actions": ["notify"] }))
+        .await
+        .ok();
+    assert_eq!(alice.get(&every).await.ok()["conditions"], json!([]));
+
     let master = format!("{RULES}/override/.m.rule.master");
     alice
         .put(&format!("{master}/enabled"), json!({ "enabled": true }))
