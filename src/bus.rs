@@ -247,6 +247,26 @@ impl Bus {
         told.wake();
     }
 
+    /// Somebody has joined those who are in a room: all of them learn how the others are.
+    fn met(&self, user: UserNid, local: &HashMap<UserNid, Option<Arc<str>>>, told: &mut Told) {
+        let at = self.ephemeral.fetch_add(1, Ordering::AcqRel) + 1;
+        self.each(local, told, |feed| feed.presence_changed(user, at));
+        let Some(feed) = self.find(user) else {
+            return;
+        };
+        // Who has no feed has not been seen for a while.
+        let there: Vec<UserNid> = {
+            let feeds = self.feeds.read().unwrap_or_else(PoisonError::into_inner);
+            let is_there = |user: &&UserNid| feeds.contains_key(user);
+            local.keys().filter(is_there).copied().collect()
+        };
+        told.tell(&feed, |feed| {
+            for other in &there {
+                feed.presence_changed(*other, at);
+            }
+        });
+    }
+
     /// Brings memory up to a commit. Answers whom it concerns, to be woken.
     pub(crate) fn apply(&self, rooms: &Rooms, committed: Committed) -> Told {
         let mut told = Told::default();
@@ -258,6 +278,23 @@ impl Bus {
         }
         *settled = committed.head;
         told
+    }
+
+    fn redacted(
+        &self,
+        room: &Room,
+        event: &Arc<Event>,
+        nameless: Option<UserNid>,
+        told: &mut Told,
+    ) {
+        let mut seen = room.seen_mut();
+        seen.replace_event(event);
+        if let Some(name) = nameless.and_then(|user| seen.local.get_mut(&user)) {
+            *name = None;
+        }
+        if let Some(pos) = event.pos {
+            self.each(&seen.local, told, |feed| feed.redacted(room.nid, pos));
+        }
     }
 
     fn apply_one(&self, rooms: &Rooms, first: Pos, effect: Effect, told: &mut Told) {
@@ -306,8 +343,10 @@ impl Bus {
                 if member.is_local {
                     let mut seen = room.seen_mut();
                     if member.membership == Membership::Join {
-                        seen.local
-                            .insert(member.user, member.display_name.as_deref().map(Into::into));
+                        let name = member.display_name.as_deref().map(Into::into);
+                        if seen.local.insert(member.user, name).is_none() {
+                            self.met(member.user, &seen.local, told);
+                        }
                     } else {
                         seen.local.remove(&member.user);
                     }
@@ -320,13 +359,7 @@ impl Bus {
                 room,
                 event,
                 nameless,
-            } => {
-                let mut seen = room.seen_mut();
-                seen.replace_event(&event);
-                if let Some(name) = nameless.and_then(|user| seen.local.get_mut(&user)) {
-                    *name = None;
-                }
-            }
+            } => self.redacted(&room, &event, nameless, told),
             Effect::Receipt {
                 room,
                 mut receipt,

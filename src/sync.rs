@@ -38,6 +38,10 @@ use plan::Plan;
 /// The longest that a sync waits.
 const LONGEST: Duration = Duration::from_mins(5);
 
+/// How long a position that is ahead of this server is waited for, and how often it is looked whether it is reached.
+const AHEAD: Duration = Duration::from_secs(1);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
 /// What a client asks for.
 #[derive(Debug)]
 pub struct Request {
@@ -95,10 +99,10 @@ impl Context<'_> {
 /// # Errors
 /// `M_INVALID_PARAM` if `since` is no token of a sync; if the database fails.
 pub async fn sync(app: &App, requester: &Requester, request: &Request) -> Result<Answer> {
-    let mut since = request
-        .since
-        .map(|token| read_since(app, token))
-        .transpose()?;
+    let mut since = match request.since {
+        Some(token) => Some(read_since(app, token).await?),
+        None => None,
+    };
     let feed = app.bus.feed(&app.db, &app.log, requester.user).await?;
     let deadline = Instant::now() + request.timeout.min(LONGEST);
     let mut at_once = since.is_none() || request.full_state;
@@ -126,20 +130,25 @@ pub async fn sync(app: &App, requester: &Requester, request: &Request) -> Result
     }
 }
 
-/// A position that this server has not reached was given before its database was set back: what has happened since
-/// is told from now on.
-fn read_since(app: &App, token: Token) -> Result<Since> {
-    match token {
-        Token::Sync {
-            pos,
-            ephemeral,
-            run,
-        } => Ok(Since {
-            pos: pos.min(*app.bus.settled()),
-            ephemeral: if run == app.bus.run() { ephemeral } else { 0 },
-        }),
-        Token::History { .. } => Err(Error::invalid_param("since is no token of a sync")),
+/// Where the client's last sync came to. A position that is not reached within a second was given before the database was
+/// set back: what has happened since is told from now on.
+async fn read_since(app: &App, token: Token) -> Result<Since> {
+    let Token::Sync {
+        pos,
+        ephemeral,
+        run,
+    } = token
+    else {
+        return Err(Error::invalid_param("since is no token of a sync"));
+    };
+    let deadline = Instant::now() + AHEAD;
+    while pos > *app.bus.settled() && Instant::now() < deadline && !app.shutdown.is_cancelled() {
+        tokio::time::sleep(LOOK_AGAIN).await;
     }
+    Ok(Since {
+        pos: pos.min(*app.bus.settled()),
+        ephemeral: if run == app.bus.run() { ephemeral } else { 0 },
+    })
 }
 
 /// Puts an answer together; with it, where the next sync goes on.

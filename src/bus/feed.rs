@@ -1,7 +1,7 @@
 //! What is new for one user.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, btree_map::Entry},
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -198,6 +198,15 @@ impl FeedState {
             .entry(highlight.room)
             .or_default()
             .insert(highlight.pos, highlight.clone());
+    }
+
+    pub(super) fn redacted(&mut self, room: RoomNid, pos: Pos) {
+        if let Some(of_room) = self.highlights.get_mut(&room)
+            && let Entry::Occupied(redacted) = of_room.entry(pos)
+            && redacted.get().flags & highlights::SILENT == 0
+        {
+            redacted.remove();
+        }
     }
 
     pub(super) fn own_changed(&mut self, pos: Pos) {

@@ -33,7 +33,6 @@ use crate::{
     room::{append::Sender, head, membership},
     rooms::Room,
     storage::{self, Membership, aliases, members},
-    typing,
 };
 
 pub(super) fn routes() -> Routes {
@@ -163,7 +162,6 @@ async fn leave_room(
 ) -> Result<leave_room::v3::Response> {
     let room = app.room(&call.body.room_id).await?;
     membership::leave(&app, &room, &Sender::of(&call.requester), call.body.reason).await?;
-    typing::stop(&app, &room, call.requester.user);
     Ok(leave_room::v3::Response::new())
 }
 

@@ -10,7 +10,7 @@ mod step;
 
 use std::sync::Arc;
 
-use ruma::{CanonicalJsonObject, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedUserId};
+use ruma::{CanonicalJsonObject, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedUserId, UserId};
 
 use super::head;
 use crate::{
@@ -21,6 +21,7 @@ use crate::{
     log::AppendError,
     rooms::{Head, Room},
     storage::{DeviceNid, EventNid, UserNid, Write},
+    typing,
 };
 use names::Names;
 use step::Step;
@@ -152,6 +153,20 @@ pub async fn append_all(
     append_with(app, room, sender, events, &[], Vec::new).await
 }
 
+/// Who is no longer in a room does not type there.
+async fn end_typing(app: &App, room: &Room, events: &[NewEvent]) -> Result<()> {
+    for event in events {
+        if event.event_type == "m.room.member"
+            && let Some(Ok(user)) = event.state_key.as_deref().map(UserId::parse)
+            && let Some(user) = app.names.find_user(&app.db, &user).await?
+            && !room.seen().local.contains_key(&user)
+        {
+            typing::stop(app, room, user);
+        }
+    }
+    Ok(())
+}
+
 /// The same, with other writes and effects that belong to the events.
 ///
 /// # Errors
@@ -184,7 +199,10 @@ pub async fn append_with(
         let pending = place.append(change);
         drop(slot);
         match pending.committed().await {
-            Ok(_) => return Ok(appended),
+            Ok(_) => {
+                end_typing(app, room, &events).await?;
+                return Ok(appended);
+            }
             Err(error) => {
                 let mut slot = room.head.lock().await;
                 if slot

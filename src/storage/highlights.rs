@@ -75,6 +75,13 @@ pub fn clear(user: UserNid, room: RoomNid) -> Write {
     Write::Run(sql, args![user, room])
 }
 
+/// An event was redacted: it highlights for nobody any more.
+#[must_use]
+pub fn redacted(event: EventNid) -> Write {
+    let sql = sql!("DELETE FROM highlight WHERE event_nid = $1 AND flags & 4 = 0");
+    Write::Run(sql, args![event])
+}
+
 /// How many a user has in a room.
 pub async fn count(db: &Db, user: UserNid, room: RoomNid) -> Result<i64> {
     let query = sql!("SELECT count(*) FROM highlight WHERE user_nid = $1 AND room_nid = $2");

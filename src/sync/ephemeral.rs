@@ -48,7 +48,10 @@ async fn add_typing(context: &Context<'_>, plan: &Plan, batch: &mut Batch<'_>) -
             && filter::admits_room(&context.filter().room.ephemeral, &part.room.id)
         {
             let mut users = app.typing.users(part.room.nid, now);
-            users.retain(|user| !context.viewer.ignored.contains(user));
+            let seen = part.room.seen();
+            users.retain(|user| {
+                seen.local.contains_key(user) && !context.viewer.ignored.contains(user)
+            });
             typing.insert(index, users);
         }
     }

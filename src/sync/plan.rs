@@ -66,7 +66,15 @@ impl Plan {
             if request.full_state {
                 rooms.extend(current_rooms(&state));
             }
-            let typing = typing(app, &state, since);
+            let mut typing = typing(app, &state, since);
+            let now = app.clock.now();
+            typing.extend(rooms.iter().filter(|room| {
+                // Who has just come learns who has been typing since before.
+                let member = state.memberships.get(room);
+                member
+                    .is_some_and(|member| member.membership == Membership::Join && member.pos > pos)
+                    && !app.typing.users(**room, now).is_empty()
+            }));
             rooms.extend(&typing);
             let shown = |member: &Member| {
                 since.is_some()

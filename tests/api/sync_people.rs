@@ -189,3 +189,94 @@ async fn a_stored_filter_is_as_good_as_an_inline_one() {
     let sync = bob.sync(&query).await;
     assert!(!sync.to_string().contains("filtered"), "{sync}");
 }
+
+#[tokio::test]
+async fn who_joins_and_who_is_there_see_each_other_at_once() {
+    let server = TestServer::start().await;
+    let (alice, bob, room) = direct(&server).await;
+    let carol = server.register("carol").await;
+    let invite = json!({ "user_id": carol.id });
+    alice
+        .post(&format!("/rooms/{room}/invite"), invite)
+        .await
+        .ok();
+    bob.sync("set_presence=unavailable").await;
+    let start = alice.sync("").await;
+    let of_carol = carol.sync("").await;
+    assert_eq!(presence(&of_carol, &alice.id), None);
+    let typing_path = format!("/rooms/{room}/typing/{}", bob.id);
+    let types = json!({ "typing": true, "timeout": 30000 });
+    bob.put(&typing_path, types).await.ok();
+    let joins = async {
+        carol.post(&format!("/join/{room}"), json!({})).await.ok();
+    };
+    let (seen, ()) = tokio::join!(
+        until(&alice, next(&start), |sync| presence(sync, &carol.id)),
+        joins
+    );
+    assert_eq!(seen, "online");
+    let sync = carol.sync(&format!("since={}", next(&of_carol))).await;
+    assert_eq!(presence(&sync, &alice.id).as_deref(), Some("online"));
+    assert_eq!(presence(&sync, &bob.id).as_deref(), Some("unavailable"));
+    assert_eq!(typing(&sync, &room), Some(vec![bob.id.clone()]));
+    // Nothing more comes of it.
+    let sync = carol.sync(&format!("since={}", next(&sync))).await;
+    assert_eq!(presence(&sync, &alice.id), None);
+    // A new name is no arrival.
+    let path = format!("/profile/{}/displayname", carol.id);
+    let since = next(&alice.sync("").await).to_owned();
+    carol.put(&path, json!({ "displayname": "C" })).await.ok();
+    let sync = alice.sync(&format!("since={since}")).await;
+    assert_eq!(presence(&sync, &carol.id), None);
+}
+
+#[tokio::test]
+async fn who_is_not_in_a_room_does_not_type_there() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    for (way, by_alice) in [("leave", false), ("kick", true), ("ban", true)] {
+        let bob = server.register(way).await;
+        bob.post(&format!("/join/{room}"), json!({})).await.ok();
+        let path = format!("/rooms/{room}/typing/{}", bob.id);
+        // How long is optional.
+        let types = json!({ "typing": true });
+        bob.put(&path, types.clone()).await.ok();
+        let start = alice.sync("").await;
+        assert_eq!(typing(&start, &room), Some(vec![bob.id.clone()]));
+        let who = if by_alice { &alice } else { &bob };
+        let body = if by_alice {
+            json!({ "user_id": bob.id })
+        } else {
+            json!({})
+        };
+        who.post(&format!("/rooms/{room}/{way}"), body).await.ok();
+        let seen = until(&alice, next(&start), |sync| typing(sync, &room)).await;
+        assert_eq!(seen, [""; 0], "{way}");
+        bob.put(&path, types).await.fails(403, "M_FORBIDDEN");
+    }
+}
+
+#[tokio::test]
+async fn a_token_that_is_ahead_is_waited_for_and_then_taken_as_now() {
+    let server = TestServer::start().await;
+    let (alice, bob, room) = direct(&server).await;
+    let start = bob.sync("").await;
+    let token = next(&start).to_owned();
+    let (pos, rest) = token.strip_prefix('s').unwrap().split_once('_').unwrap();
+    let pos: i64 = pos.parse().unwrap();
+    let ahead = |by: i64| format!("since=s{}_{rest}", pos + by);
+    // It comes within the second.
+    let early = ahead(1);
+    let (sync, _) = tokio::join!(bob.sync(&early), alice.say(&room, "one"));
+    assert!(!next(&sync).is_empty());
+    let began = std::time::Instant::now();
+    let sync = bob.sync(&ahead(1_000_000)).await;
+    assert!(began.elapsed() >= std::time::Duration::from_secs(1));
+    assert!(sync["rooms"].is_null(), "{sync}");
+    let query = format!("since={}", next(&sync));
+    let heard = alice.say(&room, "two").await;
+    let sync = bob.sync(&query).await;
+    let timeline = &sync["rooms"]["join"][&room]["timeline"]["events"];
+    assert_eq!(timeline[0]["event_id"], json!(heard));
+}

@@ -428,3 +428,19 @@ async fn reply(user: &User<'_>, room: &str, rel_type: &str, event: &str) -> Stri
 async fn reply_to(user: &User<'_>, room: &str, event: &str) -> String {
     reply(user, room, "m.reference", event).await
 }
+
+#[tokio::test]
+async fn a_redacted_mention_highlights_no_more() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    let bob = joined(&server, &room, "bob").await;
+    let redacted = mention(&alice, &room, &bob).await;
+    mention(&alice, &room, &bob).await;
+    assert_eq!(unread(&bob, &room).await, (2, 2));
+    let path = format!("/rooms/{room}/redact/{redacted}/r");
+    alice.put(&path, json!({})).await.ok();
+    assert_eq!((unread(&bob, &room).await.0, rows(&bob).await), (1, 1));
+    let listed = bob.get("/notifications").await.ok();
+    assert!(!listed.to_string().contains(&redacted), "{listed}");
+}

@@ -264,6 +264,7 @@ impl Step<'_> {
             self.change.write(write);
         }
         self.change.write(search::remove(target.nid));
+        self.change.write(highlights::redacted(target.nid));
         let pdu = event::redact(&target.pdu, room.rules)?;
         for write in storage::events::redact(target.nid, redaction.nid, &pdu.json) {
             self.change.write(write);
