@@ -199,7 +199,7 @@ pub async fn page<'r>(
     let query = sql!(
         "WITH found AS MATERIALIZED (SELECT nid, ts, rank, CAST(rank * 1000000000 AS BIGINT) * $8 AS fit FROM (SELECT e.nid, e.ts, ",
         only {
-            sqlite: "-bm25(event_search) AS rank FROM event_search s JOIN event e ON e.nid = s.rowid WHERE event_search MATCH $3 AND $1 = $1 AND $2 = $2 ",
+            sqlite: "-bm25(event_search) AS rank FROM event_search s CROSS JOIN event e ON e.nid = s.rowid WHERE event_search MATCH $3 AND $1 = $1 AND $2 = $2 ",
             postgres: "CAST(ts_rank(s.vector, plainto_tsquery('simple', $1)) AS DOUBLE PRECISION) AS rank FROM event_search s JOIN event e ON e.nid = s.rowid WHERE s.vector @@ (plainto_tsquery('simple', $1) && CAST($2 AS tsquery)) AND numnode(plainto_tsquery('simple', $1)) > 0 AND $3 = $3 "
         },
         "AND e.redacted_by IS NULL AND e.flags & 7 = 0 AND e.room_nid ",
