@@ -40,16 +40,16 @@ pub async fn timelines(
         return Ok(Vec::new());
     }
     let query = sql!(
-        "SELECT ",
-        (event_columns),
-        " FROM membership m JOIN event e ON e.room_nid = m.room_nid AND e.pos > $3 AND e.pos <= $4 ",
-        "AND e.pos <= CASE WHEN m.membership > 3 THEN m.pos ELSE $4 END ",
-        "AND e.pos >= coalesce((SELECT x.pos FROM event x WHERE x.room_nid = m.room_nid AND x.pos > $3 AND x.pos <= $4 ",
-        "AND x.pos <= CASE WHEN m.membership > 3 THEN m.pos ELSE $4 END AND x.flags & 7 = 0 ",
-        "ORDER BY x.pos DESC LIMIT 1 OFFSET $5), 0) JOIN event_json j ON j.nid = e.nid ",
-        "WHERE m.user_nid = $2 AND m.is_local AND m.room_nid ",
+        "WITH reach AS (SELECT room_nid, CASE WHEN membership > 3 AND pos < $4 THEN pos ELSE $4 END AS upto ",
+        "FROM membership WHERE user_nid = $2 AND is_local AND room_nid ",
         list(1),
-        " AND e.flags & 7 = 0 ORDER BY e.pos"
+        "), span AS MATERIALIZED (SELECT m.room_nid, m.upto, coalesce((SELECT x.pos FROM event x ",
+        "WHERE x.room_nid = m.room_nid AND x.pos > $3 AND x.pos <= m.upto AND x.flags & 7 = 0 ",
+        "ORDER BY x.pos DESC LIMIT 1 OFFSET $5), $3 + 1) AS first FROM reach AS m) SELECT ",
+        (event_columns),
+        // A cross join keeps SQLite from looking at a room before it is known where its timeline begins.
+        " FROM span CROSS JOIN event e JOIN event_json j ON j.nid = e.nid WHERE e.room_nid = span.room_nid ",
+        "AND e.pos >= span.first AND e.pos <= span.upto AND e.flags & 7 = 0 ORDER BY e.pos"
     );
     let rows = db
         .rows(query, args![rooms, reader, from, upto, limit - 1])
@@ -232,11 +232,12 @@ pub async fn receipts(
         return Ok(Vec::new());
     }
     let query = sql!(
-        "SELECT r.room_nid, r.user_nid, r.thread_nid, r.kind, r.event_nid, e.event_id, r.ts, r.pos FROM receipt r ",
-        "JOIN event e ON e.nid = r.event_nid WHERE r.pos > $2 AND r.room_nid ",
-        list(1),
-        " AND (r.user_nid = $3 OR r.kind = 1 AND r.pos >= coalesce((SELECT x.pos FROM receipt x ",
-        "WHERE x.room_nid = r.room_nid ORDER BY x.pos DESC LIMIT 1 OFFSET $4), 0)) ORDER BY r.pos"
+        "WITH span AS MATERIALIZED (SELECT list.value AS room_nid, coalesce((SELECT x.pos FROM receipt x ",
+        "WHERE x.room_nid = list.value ORDER BY x.pos DESC LIMIT 1 OFFSET $4), 0) AS first FROM ",
+        rows(1),
+        ") SELECT r.room_nid, r.user_nid, r.thread_nid, r.kind, r.event_nid, e.event_id, r.ts, r.pos ",
+        "FROM span CROSS JOIN receipt r JOIN event e ON e.nid = r.event_nid WHERE r.room_nid = span.room_nid ",
+        "AND r.pos > $2 AND (r.user_nid = $3 OR r.kind = 1 AND r.pos >= span.first) ORDER BY r.pos"
     );
     db.rows(query, args![rooms, since, reader, RECEIPTS])
         .await?
