@@ -21,7 +21,7 @@ use crate::{
         visibility::{Sight, Viewer},
     },
     rooms::Room,
-    storage::{self, Event, EventNid, Membership, Pos, RoomNid, highlights},
+    storage::{self, Event, EventNid, Membership, Pos, RoomNid, highlights, receipts::EVERYTHING},
 };
 
 /// How many notifications are listed if the client does not say, and at most.
@@ -137,12 +137,20 @@ async fn judge(
                 continue;
             };
             let thread = event.thread.map_or(0, |root| root.0);
-            let marker = feed.state().markers.get(&(room.nid, thread)).copied();
+            let is_read = {
+                let state = feed.state();
+                let read = |thread| state.markers.get(&(room.nid, thread));
+                let markers = [read(thread), read(EVERYTHING)];
+                markers
+                    .into_iter()
+                    .flatten()
+                    .any(|marker| marker.pos >= pos)
+            };
             let json = client_event(app, room, event, &sight, Form::WithoutRoomId).await?;
             let notification = Notification::new(
                 actions,
                 Raw::from_json(json),
-                marker.is_some_and(|marker| marker.pos >= pos),
+                is_read,
                 room.id.clone(),
                 event.pdu.origin_server_ts,
             );
