@@ -1,5 +1,7 @@
 //! Between axum and ruma: routes from ruma's metadata, requests and answers as ruma's types, errors on the wire.
 
+mod changed;
+
 use std::{any::Any, future::Future, sync::Arc, time::Duration};
 
 use axum::{
@@ -23,7 +25,7 @@ use ruma::api::{
     path_builder::PathBuilder as _,
 };
 use serde::Serialize;
-use serde_json::{Map, Value, error::Category, value::RawValue};
+use serde_json::{Value, error::Category, value::RawValue};
 
 use crate::{
     app::App,
@@ -161,7 +163,7 @@ impl Routes {
         F: Fn(Arc<App>, Call<R>) -> A + Clone + Send + Sync + 'static,
         A: Future<Output = Result<R::OutgoingResponse>> + Send,
     {
-        let method_router = changed::<R, F, A>(handler, |app, path, raw| {
+        let method_router = changed::handler::<R, F, A>(handler, |app, path, raw| {
             app.uiaa.complete(path, raw, app.clock.now())
         });
         self.known::<R>(Some(BODY_LIMIT), &method_router)
@@ -177,7 +179,8 @@ impl Routes {
         F: Fn(Arc<App>, Call<R>) -> A + Clone + Send + Sync + 'static,
         A: Future<Output = Result<R::OutgoingResponse>> + Send,
     {
-        let method_router = changed::<R, F, A>(handler, move |_, _, raw| fill(raw, field, value));
+        let method_router =
+            changed::handler::<R, F, A>(handler, move |_, _, raw| changed::fill(raw, field, value));
         self.known::<R>(Some(BODY_LIMIT), &method_router)
     }
 
@@ -285,34 +288,6 @@ where
     )
 }
 
-/// A handler of requests whose body is read as `change` leaves it.
-fn changed<R, F, A>(
-    handler: F,
-    change: impl Fn(&App, &str, Bytes) -> Bytes + Clone + Send + Sync + 'static,
-) -> MethodRouter<Arc<App>>
-where
-    R: IncomingRequest<Authentication: Authenticate> + Send + 'static,
-    R::OutgoingResponse: Send,
-    F: Fn(Arc<App>, Call<R>) -> A + Clone + Send + Sync + 'static,
-    A: Future<Output = Result<R::OutgoingResponse>> + Send,
-{
-    on(
-        method_filter(&R::METHOD),
-        move |State(app): State<Arc<App>>, params: RawPathParams, request: Request| {
-            let (handler, change) = (handler.clone(), change.clone());
-            async move {
-                let (parts, body) = request.into_parts();
-                let raw = read_body(body, BODY_LIMIT).await?;
-                let raw = change(&app, parts.uri.path(), raw);
-                let request = Request::from_parts(parts, Body::from(raw));
-                // What was added may come on top of what was sent.
-                let response = answer(app, params, request, 2 * BODY_LIMIT, handler).await?;
-                respond(response)
-            }
-        },
-    )
-}
-
 fn method_filter(method: &Method) -> MethodFilter {
     MethodFilter::try_from(method.clone()).unwrap_or(MethodFilter::GET)
 }
@@ -409,17 +384,6 @@ fn keep_values(json: &mut Value) {
         Value::Array(items) => items.iter_mut().for_each(keep_values),
         _ => {}
     }
-}
-
-/// Adds a field to a JSON object that does not have it. Anything else stays as it is.
-fn fill(body: Bytes, field: &str, value: &str) -> Bytes {
-    let fields = serde_json::from_slice::<Map<String, Value>>(&body);
-    if !fields.is_ok_and(|fields| !fields.is_empty() && !fields.contains_key(field)) {
-        return body;
-    }
-    let text = String::from_utf8_lossy(&body);
-    let rest = text.trim_start().trim_start_matches('{');
-    Bytes::from(format!("{{\"{field}\":{value},{rest}"))
 }
 
 /// Refuses what no path or query means, before anybody reads it: bytes that are not UTF-8 in a path, and null

@@ -1,0 +1,54 @@
+//! Bodies that are changed before ruma reads them.
+
+use std::{future::Future, sync::Arc};
+
+use axum::{
+    body::Body,
+    extract::{RawPathParams, Request, State},
+    routing::{MethodRouter, on},
+};
+use bytes::Bytes;
+use ruma::api::IncomingRequest;
+use serde_json::{Map, Value};
+
+use super::{BODY_LIMIT, Call, answer, method_filter, read_body, respond};
+use crate::{app::App, auth::Authenticate, error::Result};
+
+/// A handler of requests whose body is read as `change` leaves it.
+pub(super) fn handler<R, F, A>(
+    handler: F,
+    change: impl Fn(&App, &str, Bytes) -> Bytes + Clone + Send + Sync + 'static,
+) -> MethodRouter<Arc<App>>
+where
+    R: IncomingRequest<Authentication: Authenticate> + Send + 'static,
+    R::OutgoingResponse: Send,
+    F: Fn(Arc<App>, Call<R>) -> A + Clone + Send + Sync + 'static,
+    A: Future<Output = Result<R::OutgoingResponse>> + Send,
+{
+    on(
+        method_filter(&R::METHOD),
+        move |State(app): State<Arc<App>>, params: RawPathParams, request: Request| {
+            let (handler, change) = (handler.clone(), change.clone());
+            async move {
+                let (parts, body) = request.into_parts();
+                let raw = read_body(body, BODY_LIMIT).await?;
+                let raw = change(&app, parts.uri.path(), raw);
+                let request = Request::from_parts(parts, Body::from(raw));
+                // What was added may come on top of what was sent.
+                let response = answer(app, params, request, 2 * BODY_LIMIT, handler).await?;
+                respond(response)
+            }
+        },
+    )
+}
+
+/// Adds a field to a JSON object that does not have it. Anything else stays as it is.
+pub(super) fn fill(body: Bytes, field: &str, value: &str) -> Bytes {
+    let fields = serde_json::from_slice::<Map<String, Value>>(&body);
+    if !fields.is_ok_and(|fields| !fields.is_empty() && !fields.contains_key(field)) {
+        return body;
+    }
+    let text = String::from_utf8_lossy(&body);
+    let rest = text.trim_start().trim_start_matches('{');
+    Bytes::from(format!("{{\"{field}\":{value},{rest}"))
+}
