@@ -118,13 +118,19 @@ pub async fn set(
     }
     let seen = remembered(app, requester.user).await?;
     let now = app.clock.now();
+    let mut unsaved = None;
     let changes = app.presence.change(requester.user, now, seen, |person| {
         says(person, requester.device, state, now);
         if *state == PresenceState::Online {
             person.last_active = person.last_active.max(now);
         }
-        person.status_msg = status_msg;
+        if person.status_msg != status_msg {
+            person.status_msg = status_msg;
+            unsaved = Some((requester.user, person.seen()));
+        }
     });
+    // What somebody has written themselves is not lost with the process.
+    write(app, unsaved.as_slice()).await?;
     tell(app, changes).await
 }
 

@@ -3,6 +3,7 @@ use std::{sync::Arc, time::Duration};
 use homing::{
     auth,
     presence::{self, Guard},
+    storage,
 };
 use ruma::presence::PresenceState;
 use serde_json::{Value, json};
@@ -188,4 +189,18 @@ async fn presence_can_be_turned_off() {
         get(&bob, &alice).await.ok(),
         json!({ "presence": "offline" })
     );
+}
+
+#[tokio::test]
+async fn a_status_is_written_down_at_once() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    for status in ["here", "there"] {
+        let body = json!({ "presence": "online", "status_msg": status });
+        set(&alice, body).await.ok();
+        let nid = server.app.user(alice.id.as_str().try_into().unwrap()).await;
+        let stored = storage::presence::many(&server.app.db, &[nid.unwrap()]).await;
+        let (_, seen) = stored.unwrap().pop().unwrap();
+        assert_eq!(seen.status_msg.as_deref(), Some(status));
+    }
 }
