@@ -30,8 +30,8 @@ const LIMITS: (usize, usize) = (20, 100);
 const FIRST_SPAN: Pos = 4096;
 /// How many searches one request may need.
 const SEARCHES: usize = 8;
-/// How many events one search may find.
-const FOUND: i64 = 200;
+/// How many events one search may find, at least and at most: else four for each that is wanted.
+const FOUND: (usize, usize) = (20, 200);
 
 pub(super) fn routes() -> Routes {
     Routes::new().add::<get_notifications::v3::Request, _, _>(get_notifications)
@@ -63,13 +63,16 @@ async fn get_notifications(
     let nids: Vec<RoomNid> = rooms.keys().copied().collect();
     let mut notifications = Vec::new();
     let mut span = FIRST_SPAN;
+    let most = (4 * limit).clamp(FOUND.0, FOUND.1);
+    let most_found = i64::try_from(most).unwrap_or(i64::MAX);
     for _ in 0..SEARCHES {
         if to <= 1 || notifications.len() >= limit || nids.is_empty() {
             break;
         }
         let from = to.saturating_sub(span).max(1);
-        let found = highlights::candidates(&app.db, viewer.user, &nids, from, to, FOUND).await?;
-        let is_all = found.len() < usize::try_from(FOUND).unwrap_or(usize::MAX);
+        let found =
+            highlights::candidates(&app.db, viewer.user, &nids, from, to, most_found).await?;
+        let is_all = found.len() < most;
         let last = found.last().map_or(from, |(_, _, pos)| *pos);
         to = if is_all { from } else { last };
         for (pos, notification) in judge(&app, &viewer, &rooms, found).await? {
