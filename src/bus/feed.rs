@@ -36,6 +36,8 @@ pub struct FeedState {
     pub ephemeral_from: u64,
     /// The rooms of the user, apart from forgotten ones.
     pub memberships: HashMap<RoomNid, Member>,
+    /// Rooms that the user has forgotten since `from`: that they left is told once more to who does not know.
+    pub forgotten: HashMap<RoomNid, Member>,
     /// Rooms with news since `from`, by the position of the newest.
     changed: BTreeMap<Pos, RoomNid>,
     newest: HashMap<RoomNid, Pos>,
@@ -63,6 +65,7 @@ impl Feed {
                 from: head,
                 ephemeral_from: ephemeral,
                 memberships: HashMap::new(),
+                forgotten: HashMap::new(),
                 changed: BTreeMap::new(),
                 newest: HashMap::new(),
                 own_pos: 0,
@@ -159,6 +162,7 @@ impl FeedState {
         if member.membership != Membership::Join {
             self.typing.remove(&member.room);
         }
+        self.forgotten.remove(&member.room);
         let before = self.memberships.insert(member.room, member.clone());
         let is_same = before.is_some_and(|before| before.membership == member.membership);
         if !is_same && member.membership != Membership::Invite {
@@ -167,7 +171,10 @@ impl FeedState {
     }
 
     pub(super) fn forgotten(&mut self, room: RoomNid) {
-        self.memberships.remove(&room);
+        if let Some(mut member) = self.memberships.remove(&room) {
+            member.forgotten = true;
+            self.forgotten.insert(room, member);
+        }
         self.highlights.remove(&room);
     }
 

@@ -185,6 +185,19 @@ pub async fn of_user(db: &Db, user: UserNid) -> Result<Vec<Member>> {
         .collect()
 }
 
+/// The rooms that a local user has left after a position and forgotten.
+pub async fn forgotten_since(db: &Db, user: UserNid, since: Pos) -> Result<Vec<Member>> {
+    let query = sql!(
+        "SELECT room_nid, user_nid, membership, event_nid, sender_nid, pos, is_local, display_name, avatar_url, ",
+        "forgotten FROM membership WHERE user_nid = $1 AND is_local AND forgotten AND pos > $2"
+    );
+    db.rows(query, args![user, since])
+        .await?
+        .iter()
+        .map(member)
+        .collect()
+}
+
 /// The users whose accounts are closed and who are still in a room, invited or knocking.
 pub async fn of_deactivated(db: &Db) -> Result<Vec<UserNid>> {
     let query = sql!(

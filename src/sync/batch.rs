@@ -34,6 +34,9 @@ pub(super) const ROOMS: usize = 100;
 pub(super) struct Part<'a> {
     pub(super) room: Arc<Room>,
     pub(super) member: Member,
+    /// Whether the user was not in the room before what they are to it now, or has forgotten it: then it is not for them
+    /// to know more than what they are.
+    pub(super) is_strange: bool,
     /// Up to where the client knows the room; 0: not at all.
     pub(super) since: Pos,
     /// Up to where it is told: for a room that the user has left, up to the leave.
@@ -102,6 +105,7 @@ pub(super) async fn add<'a>(
         known: HashMap::new(),
     };
     batch.find_new(context).await?;
+    batch.find_strange(context).await?;
     timeline::load(context, &mut batch).await?;
     state::load(context, &mut batch).await?;
     summary::load(context, &mut batch).await?;
@@ -184,6 +188,7 @@ fn parts<'a>(
             Some(Part {
                 room: Arc::clone(rooms.get(&member.room)?),
                 member: member.clone(),
+                is_strange: member.forgotten,
                 since: context.since,
                 upto,
                 recent: None,
@@ -234,6 +239,28 @@ impl Batch<'_> {
             if new.contains(&part.room.nid) {
                 part.since = 0;
             }
+        }
+        Ok(())
+    }
+
+    /// Finds the rooms of which the user is out without having been in: by a refused invite or knock, or a ban.
+    async fn find_strange(&mut self, context: &Context<'_>) -> Result<()> {
+        let leaves: Vec<EventNid> = self
+            .parts
+            .iter()
+            .filter(|part| !part.is_joined())
+            .map(|part| part.member.event)
+            .collect();
+        self.read(context, leaves.clone()).await?;
+        let known = leaves.iter().filter_map(|leave| self.known.get(leave));
+        let replaced = known.filter_map(|leave| leave.replaces).collect();
+        self.read(context, replaced).await?;
+        for part in self.parts.iter_mut().filter(|part| !part.is_joined()) {
+            let before = self
+                .known
+                .get(&part.member.event)
+                .and_then(|leave| self.known.get(&leave.replaces?));
+            part.is_strange |= !before.is_some_and(|before| was_joined(&before.pdu.json));
         }
         Ok(())
     }

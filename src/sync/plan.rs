@@ -50,10 +50,12 @@ impl Plan {
         let pos = since.map_or(0, |since| since.pos);
         // What changed before the feed began is not in it.
         let is_old = pos < feed.state().from;
-        let older = if is_old && since.is_some() {
-            storage::sync::changed_rooms(&app.db, feed.user, pos).await?
+        let (older, forgotten) = if is_old && since.is_some() {
+            let rooms = storage::sync::changed_rooms(&app.db, feed.user, pos).await?;
+            let forgotten = storage::members::forgotten_since(&app.db, feed.user, pos).await?;
+            (rooms, forgotten)
         } else {
-            Vec::new()
+            (Vec::new(), Vec::new())
         };
         let (mut plan, own) = {
             let settled = app.bus.settled();
@@ -81,6 +83,14 @@ impl Plan {
                     || member.membership < Membership::Leave
                     || request.filter.room.include_leave
             };
+            let mut gone: HashMap<RoomNid, &Member> = HashMap::new();
+            if since.is_some() {
+                let forgotten = forgotten.iter().chain(state.forgotten.values());
+                let forgotten = forgotten.filter(|member| {
+                    member.pos > pos && !state.memberships.contains_key(&member.room)
+                });
+                gone.extend(forgotten.map(|member| (member.room, member)));
+            }
             let plan = Self {
                 upto: *settled,
                 ephemeral: app.bus.ephemeral(),
@@ -88,6 +98,7 @@ impl Plan {
                     .iter()
                     .filter_map(|room| state.memberships.get(room))
                     .filter(|member| shown(member))
+                    .chain(gone.into_values())
                     .cloned()
                     .collect(),
                 typing,

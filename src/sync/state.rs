@@ -70,7 +70,7 @@ async fn whole_states(
         if part.is_joined() {
             joined.push(part.room.nid);
         } else {
-            left.push((part.room.nid, part.member.event));
+            left.push((part.room.nid, part.member.event, part.is_strange));
         }
     }
     let without = member_type(context).await?;
@@ -81,9 +81,9 @@ async fn whole_states(
         }
     }
     batch.keep(events);
-    let leaves: Vec<EventNid> = left.iter().map(|(_, leave)| *leave).collect();
+    let leaves: Vec<EventNid> = left.iter().map(|(_, leave, _)| *leave).collect();
     batch.read(context, leaves).await?;
-    for (room, leave) in left {
+    for (room, leave, is_strange) in left {
         let Some(leave) = batch.known.get(&leave) else {
             continue;
         };
@@ -91,7 +91,11 @@ async fn whole_states(
             line: leave.state_line,
             sv: leave.state_sv,
         };
-        let mut state = storage::state::all_at(&app.db, at).await?;
+        let mut state = if is_strange {
+            Vec::new()
+        } else {
+            storage::state::all_at(&app.db, at).await?
+        };
         state.retain(|(key, _)| Some(*key) != leave.key);
         state.extend(leave.key.map(|key| (key, leave.nid)));
         whole.insert(room, state);
@@ -153,6 +157,10 @@ async fn load_deltas(context: &Context<'_>, batch: &mut Batch<'_>) -> Result<()>
         if let Some(mut deltas) = deltas.remove(&part.room.nid) {
             deltas.retain(|delta| delta.pos <= part.upto);
             part.deltas = deltas;
+        }
+        if part.is_strange {
+            let own = part.member.event;
+            part.deltas.retain(|delta| delta.event == Some(own));
         }
     }
     Ok(())

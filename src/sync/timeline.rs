@@ -182,7 +182,10 @@ impl Part<'_> {
             return true;
         }
         let mut events = events;
-        events.retain(|event| filter::admits_event(wanted, event) && self.sees(context, event));
+        events.retain(|event| {
+            let is_forgotten = self.member.forgotten && event.nid != self.member.event;
+            !is_forgotten && filter::admits_event(wanted, event) && self.sees(context, event)
+        });
         let too_many = events.len().saturating_sub(limit);
         self.limited = too_many > 0;
         self.timeline = events.split_off(too_many);

@@ -265,3 +265,83 @@ async fn the_state_after_the_timeline_has_members_that_are_in_the_timeline_too()
         assert!(state.is_empty(), "{state:?}");
     }
 }
+
+#[tokio::test]
+async fn who_was_never_in_a_room_learns_nothing_of_its_state() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let start = next(&bob.sync("").await).to_owned();
+    let left = filter(&json!({ "room": { "include_leave": true } }));
+    for way in ["reject", "withdraw", "knock", "ban"] {
+        let secret = [
+            json!({ "type": "x.secret", "content": { "secret": way } }),
+            json!({ "type": "m.room.join_rules", "content": { "join_rule": "knock" } }),
+        ];
+        let room = alice
+            .create_room(json!({ "topic": "secret", "initial_state": secret }))
+            .await;
+        let about_bob = json!({ "user_id": bob.id });
+        let leave = format!("/rooms/{room}/leave");
+        match way {
+            "knock" => drop(bob.post(&format!("/knock/{room}"), json!({})).await.ok()),
+            "ban" => {
+                let path = format!("/rooms/{room}/ban");
+                alice.post(&path, about_bob.clone()).await.ok();
+            }
+            _ => {
+                let path = format!("/rooms/{room}/invite");
+                alice.post(&path, about_bob.clone()).await.ok();
+            }
+        }
+        match way {
+            "ban" => {}
+            "withdraw" => {
+                let path = format!("/rooms/{room}/kick");
+                alice.post(&path, about_bob).await.ok();
+            }
+            _ => drop(bob.post(&leave, json!({})).await.ok()),
+        }
+        for query in [String::new(), "use_state_after=true".to_owned()] {
+            for sync in [
+                sync_from(&bob, &start, &query).await,
+                bob.sync(&format!("{left}&{query}")).await,
+            ] {
+                let found = &sync["rooms"]["leave"][&room];
+                let text = found.to_string();
+                assert!(!text.contains("secret"), "{way} {query} {found}");
+                assert!(!text.contains("m.room.create"), "{way} {query} {found}");
+                assert!(text.contains(&bob.id), "{way} {query} {found}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_room_that_was_left_and_forgotten_is_told_as_left() {
+    let server = TestServer::start().await;
+    let (token, room, start) = {
+        let (alice, bob, room) = direct(&server).await;
+        let start = next(&bob.sync("").await).to_owned();
+        alice.say(&room, "not for who has forgotten").await;
+        bob.post(&format!("/rooms/{room}/leave"), json!({}))
+            .await
+            .ok();
+        bob.post(&format!("/rooms/{room}/forget"), json!({}))
+            .await
+            .ok();
+        let sync = sync_from(&bob, &start, "").await;
+        let left = sync["rooms"]["leave"][&room].to_string();
+        assert!(left.contains("\"leave\""), "{sync}");
+        assert!(!left.contains("not for who"), "{left}");
+        let sync = sync_from(&bob, next(&sync), "").await;
+        assert!(sync["rooms"].is_null(), "only once: {sync}");
+        let all = filter(&json!({ "room": { "include_leave": true } }));
+        assert!(bob.sync(&all).await["rooms"].is_null());
+        (bob.token.clone(), room, start)
+    };
+    let server = server.restart().await;
+    let path = format!("/_matrix/client/v3/sync?since={start}");
+    let request = server.request(reqwest::Method::GET, &path, Some(&token), None);
+    let sync = request.await.ok();
+    assert!(sync["rooms"]["leave"][&room].is_object(), "{sync}");
+}
