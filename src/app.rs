@@ -16,6 +16,7 @@ use crate::{
     error::{Error, Result},
     files::Files,
     filter::Filters,
+    http::Bodies,
     lazy_members::LazyMembers,
     log::Log,
     names::Names,
@@ -52,6 +53,8 @@ pub struct App {
     pub bus: Arc<Bus>,
     /// The events that devices have sent lately.
     pub txns: Txns,
+    /// The memory for the bodies of requests.
+    pub bodies: Bodies,
     /// The sessions in memory.
     pub sessions: Sessions,
     /// Which member events devices have been sent.

@@ -190,12 +190,19 @@ pub trait Authenticate: AuthScheme {
     /// What is known of the requester.
     type Who: Send + std::fmt::Debug;
 
+    /// Whether it is known who that is.
+    fn is_known(who: &Self::Who) -> bool;
+
     /// Finds out who sent the request.
     fn authenticate(app: &App, parts: &Parts) -> impl Future<Output = Result<Self::Who>> + Send;
 }
 
 impl Authenticate for NoAuthentication {
     type Who = ();
+
+    fn is_known((): &()) -> bool {
+        false
+    }
 
     async fn authenticate(_: &App, _: &Parts) -> Result<()> {
         Ok(())
@@ -205,6 +212,10 @@ impl Authenticate for NoAuthentication {
 impl Authenticate for NoAccessToken {
     type Who = ();
 
+    fn is_known((): &()) -> bool {
+        false
+    }
+
     async fn authenticate(_: &App, _: &Parts) -> Result<()> {
         Ok(())
     }
@@ -212,6 +223,10 @@ impl Authenticate for NoAccessToken {
 
 impl Authenticate for AccessToken {
     type Who = Arc<Requester>;
+
+    fn is_known(_: &Arc<Requester>) -> bool {
+        true
+    }
 
     async fn authenticate(app: &App, parts: &Parts) -> Result<Arc<Requester>> {
         match token::<AccessTokenOptional>(parts)? {
@@ -230,6 +245,10 @@ impl Authenticate for AccessToken {
 impl Authenticate for AccessTokenOptional {
     type Who = Option<Arc<Requester>>;
 
+    fn is_known(who: &Option<Arc<Requester>>) -> bool {
+        who.is_some()
+    }
+
     async fn authenticate(app: &App, parts: &Parts) -> Result<Option<Arc<Requester>>> {
         match token::<AccessTokenOptional>(parts)? {
             Some(token) => seen(app, parts, &token).await.map(Some),
@@ -240,6 +259,10 @@ impl Authenticate for AccessTokenOptional {
 
 impl Authenticate for AppserviceToken {
     type Who = ();
+
+    fn is_known((): &()) -> bool {
+        false
+    }
 
     /// No application service is registered here, so no token is one of theirs.
     async fn authenticate(_: &App, parts: &Parts) -> Result<()> {
@@ -252,6 +275,10 @@ impl Authenticate for AppserviceToken {
 
 impl Authenticate for AppserviceTokenOptional {
     type Who = ();
+
+    fn is_known((): &()) -> bool {
+        false
+    }
 
     async fn authenticate(_: &App, _: &Parts) -> Result<()> {
         Ok(())

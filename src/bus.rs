@@ -333,6 +333,8 @@ impl Bus {
                 let pos = at.after(first);
                 seen.threads
                     .extend(threads.iter().map(|(root, idx)| (*root, (*idx, pos))));
+                drop(seen);
+                rooms.used(&room);
             }
             Effect::Member {
                 room,

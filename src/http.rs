@@ -1,8 +1,10 @@
 //! Between axum and ruma: routes from ruma's metadata, requests and answers as ruma's types, errors on the wire.
 
+mod bodies;
 mod changed;
+mod leftover;
 
-use std::{any::Any, future::Future, sync::Arc, time::Duration};
+use std::{any::Any, future::Future, sync::Arc};
 
 use axum::{
     Json, Router,
@@ -14,7 +16,6 @@ use axum::{
 };
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Method, StatusCode, header};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use percent_encoding::percent_decode_str;
 use ruma::api::{
     IncomingRequest, IncomingRequestExt as _, Metadata, OutgoingResponse, OutgoingResponseExt as _,
@@ -27,6 +28,8 @@ use ruma::api::{
 use serde::Serialize;
 use serde_json::{Value, error::Category, value::RawValue};
 
+pub use bodies::Bodies;
+
 use crate::{
     app::App,
     auth::Authenticate,
@@ -38,8 +41,6 @@ use crate::{
 
 /// The largest body of a request, in bytes, where a route does not say otherwise.
 const BODY_LIMIT: usize = 1 << 20;
-/// How long a body that is read as a whole may take to arrive. Uploads are read in pieces and have a limit of their own.
-const BODY_TIME: Duration = Duration::from_mins(1);
 
 /// A request that was understood, and who sent it.
 #[derive(Debug)]
@@ -264,6 +265,7 @@ impl Routes {
                 )
             })
             .layer(middleware::from_fn(check_target))
+            .layer(middleware::from_fn(leftover::look_after))
             .with_state(app)
     }
 }
@@ -305,11 +307,13 @@ where
     A: Future<Output = Result<O>>,
 {
     let (parts, body) = request.into_parts();
-    // The body is read in any case: a connection on which one is left over is closed, and with it goes what the client
-    // asks next, which after a refused token is to refresh it.
-    let raw = read_body(body, limit).await;
     let requester = R::Authentication::authenticate(&app, &parts).await?;
-    let raw = raw?;
+    let limit = if R::Authentication::is_known(&requester) {
+        limit
+    } else {
+        limit.min(bodies::FREE)
+    };
+    let (raw, _share) = app.bodies.read(body, limit).await?;
     let body = parse::<R>(&parts, &params, &raw)?;
     let call = Call {
         body,
@@ -318,33 +322,6 @@ where
         raw,
     };
     handler(app, call).await
-}
-
-/// Reads a whole JSON body of at most `limit` bytes: an object, or nothing.
-///
-/// # Errors
-/// `M_TOO_LARGE`, 408 if the body takes too long, `M_NOT_JSON` if it breaks off or is not JSON, and `M_BAD_JSON` if it
-/// is no object.
-pub async fn read_body(body: Body, limit: usize) -> Result<Bytes> {
-    let read = tokio::time::timeout(BODY_TIME, Limited::new(body, limit).collect()).await;
-    let read = read.map_err(|_| {
-        Error::new(
-            StatusCode::REQUEST_TIMEOUT,
-            ErrorKind::Unknown,
-            "the body took too long to arrive",
-        )
-    })?;
-    match read {
-        Ok(collected) => {
-            let body = collected.to_bytes();
-            check_json(&body)?;
-            Ok(body)
-        }
-        Err(error) if error.is::<LengthLimitError>() => Err(Error::too_large(format!(
-            "the body is larger than {limit} bytes"
-        ))),
-        Err(_) => Err(Error::not_json("the body could not be read to its end")),
-    }
 }
 
 /// Checks that a body is one JSON object and nothing else. Ruma's types alone would read a list as their fields one
@@ -524,52 +501,4 @@ fn matrix_response(status: StatusCode, kind: ErrorKind, message: String) -> Resp
         response.headers_mut().insert(header::RETRY_AFTER, value);
     }
     response
-}
-
-#[cfg(test)]
-mod tests {
-    use std::convert::Infallible;
-
-    use futures_util::{StreamExt as _, stream};
-
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn a_body_has_to_arrive_in_time() {
-        // A byte now and then is progress, but not enough of it.
-        let drops = stream::unfold((), |()| async {
-            tokio::time::sleep(BODY_TIME / 50).await;
-            Some((Ok::<_, Infallible>(Bytes::from_static(b" ")), ()))
-        });
-        let error = read_body(Body::from_stream(drops.boxed()), BODY_LIMIT).await;
-        assert!(error.is_err_and(|error| error.has_status(StatusCode::REQUEST_TIMEOUT)));
-    }
-
-    #[tokio::test]
-    async fn bodies_are_objects() {
-        let read = async |body: &'static [u8]| match read_body(Body::from(body), 100).await {
-            Ok(_) => "",
-            Err(Error::Matrix { kind, .. }) => match *kind {
-                ErrorKind::NotJson => "M_NOT_JSON",
-                ErrorKind::BadJson => "M_BAD_JSON",
-                ErrorKind::TooLarge => "M_TOO_LARGE",
-                _ => "another",
-            },
-            Err(_) => "another",
-        };
-        let cases: &[(&[u8], &str)] = &[
-            (b"", ""),
-            (b"null", ""),
-            (b" {\"a\": 1.5} ", ""),
-            (b"[]", "M_BAD_JSON"),
-            (b"\"{}\"", "M_BAD_JSON"),
-            (b"{} {}", "M_NOT_JSON"),
-            (b"{\"a\":\"\xff\"}", "M_NOT_JSON"),
-            (b" ", "M_NOT_JSON"),
-            (&[b' '; 101], "M_TOO_LARGE"),
-        ];
-        for (body, expected) in cases {
-            assert_eq!(read(body).await, *expected, "{body:?}");
-        }
-    }
 }

@@ -11,7 +11,7 @@ use std::{
     },
 };
 
-use quick_cache::sync::Cache;
+use quick_cache::{Weighter, sync::Cache};
 use ruma::{
     OwnedEventId, OwnedRoomId, RoomId, RoomVersionId, room_version_rules::RoomVersionRules,
 };
@@ -26,14 +26,24 @@ use crate::{
     },
 };
 
-/// How many rooms stay in memory while nobody uses them.
-const IDLE_ROOMS: usize = 20_000;
-/// How many of its latest events a room keeps in memory.
+/// About how many rooms stay in memory.
+const ROOMS: usize = 20_000;
+/// About how many bytes they may take, those aside that somebody is using.
+const ROOMS_BYTES: u64 = 128 << 20;
+/// What a room takes in memory without its events and members, in bytes.
+const ROOM_BYTES: usize = 2048;
+/// What a local member of a room takes, or a thread, or a receipt.
+const ENTRY_BYTES: usize = 128;
+/// What an event takes beside its JSON.
+const EVENT_BYTES: usize = 1024;
+/// How many of its latest events a room keeps in memory, and how many bytes of them beside the very latest.
 const RECENT_EVENTS: usize = 32;
+const RECENT_BYTES: usize = 256 << 10;
 /// How many of its latest receipts a room keeps in memory.
 const RECENT_RECEIPTS: usize = 64;
-/// How many state events a room keeps in memory.
+/// How many state events a room keeps in memory, and how many bytes of them.
 const STATE_EVENTS: usize = 512;
+const STATE_BYTES: usize = 1 << 20;
 
 /// A room in memory. There is never more than one for the same room.
 #[derive(Debug)]
@@ -110,12 +120,16 @@ pub struct Seen {
     pub events: VecDeque<Arc<Event>>,
     /// Where `events` begins.
     pub events_from: Pos,
+    /// What `events` take, in bytes.
+    events_bytes: usize,
     /// The latest receipts, oldest first: all after `receipts_from`.
     pub receipts: VecDeque<Receipt>,
     /// Where `receipts` begins.
     pub receipts_from: Pos,
     /// Current state events that somebody asked for; `None`: there is none with this key.
     pub state: HashMap<Key, Option<Arc<Event>>>,
+    /// What `state` takes, in bytes.
+    state_bytes: usize,
     /// Counts the changes of state, so that a slow reader does not put an old event into `state`.
     pub state_changes: u64,
 }
@@ -171,10 +185,15 @@ impl Seen {
         if let Some(pos) = event.pos {
             self.last_pos = pos;
         }
+        self.events_bytes += bytes(&event);
         self.events.push_back(event);
-        if self.events.len() > RECENT_EVENTS
-            && let Some(event) = self.events.pop_front()
+        while self.events.len() > RECENT_EVENTS
+            || (self.events_bytes > RECENT_BYTES && self.events.len() > 1)
         {
+            let Some(event) = self.events.pop_front() else {
+                break;
+            };
+            self.events_bytes -= bytes(&event);
             self.events_from = event.pos.unwrap_or(self.events_from);
         }
     }
@@ -203,24 +222,66 @@ impl Seen {
     }
 
     fn keep_state(&mut self, key: Key, event: Option<Arc<Event>>) {
-        if self.state.len() >= STATE_EVENTS && !self.state.contains_key(&key) {
+        let more = event.as_ref().map_or(ENTRY_BYTES, bytes);
+        let is_full = self.state.len() >= STATE_EVENTS || self.state_bytes + more > STATE_BYTES;
+        if is_full && !self.state.contains_key(&key) {
             self.state.retain(|(_, state_key), _| state_key.is_empty());
+            self.weigh_state();
+            if self.state_bytes + more > STATE_BYTES {
+                self.state.clear();
+                self.state_bytes = 0;
+            }
         }
-        self.state.insert(key, event);
+        self.state_bytes += more;
+        if let Some(before) = self.state.insert(key, event) {
+            self.state_bytes -= before.as_ref().map_or(ENTRY_BYTES, bytes);
+        }
     }
 
     /// Puts the redacted form in the place of an event.
     pub(crate) fn replace_event(&mut self, redacted: &Arc<Event>) {
-        for event in &mut self.events {
+        let known = self.events.iter_mut();
+        for event in known.chain(self.state.values_mut().flatten()) {
             if event.nid == redacted.nid {
                 *event = Arc::clone(redacted);
             }
         }
-        for event in self.state.values_mut().flatten() {
-            if event.nid == redacted.nid {
-                *event = Arc::clone(redacted);
-            }
-        }
+        self.events_bytes = self.events.iter().map(bytes).sum();
+        self.weigh_state();
+    }
+
+    fn weigh_state(&mut self) {
+        let state = self.state.values();
+        let bytes = state.map(|event| event.as_ref().map_or(ENTRY_BYTES, bytes));
+        self.state_bytes = bytes.sum();
+    }
+
+    /// About how many bytes the room takes.
+    fn bytes(&self) -> usize {
+        let entries = self.local.len() + self.threads.len() + self.receipts.len();
+        ROOM_BYTES + self.events_bytes + self.state_bytes + ENTRY_BYTES * entries
+    }
+}
+
+/// About how many bytes an event takes; its content is there twice.
+fn bytes(event: &Arc<Event>) -> usize {
+    EVENT_BYTES + event.pdu.json.len() + event.pdu.content.get().len()
+}
+
+/// A room that stays in memory, and what it took when it was used last.
+#[derive(Clone, Debug)]
+struct Kept {
+    #[expect(dead_code, reason = "it stays in memory as long as this")]
+    room: Arc<Room>,
+    bytes: u64,
+}
+
+#[derive(Clone, Debug)]
+struct ByBytes;
+
+impl Weighter<RoomNid, Kept> for ByBytes {
+    fn weight(&self, _: &RoomNid, kept: &Kept) -> u64 {
+        kept.bytes
     }
 }
 
@@ -229,7 +290,7 @@ impl Seen {
 pub struct Rooms {
     by_id: Mutex<HashMap<OwnedRoomId, Weak<Room>>>,
     by_nid: Mutex<HashMap<RoomNid, Weak<Room>>>,
-    used: Cache<RoomNid, Arc<Room>>,
+    used: Cache<RoomNid, Kept, ByBytes>,
     created: AtomicI64,
     loading: tokio::sync::Mutex<()>,
 }
@@ -239,7 +300,7 @@ impl Default for Rooms {
         Self {
             by_id: Mutex::default(),
             by_nid: Mutex::default(),
-            used: Cache::new(IDLE_ROOMS),
+            used: Cache::with_weighter(ROOMS, ROOMS_BYTES, ByBytes),
             created: AtomicI64::new(0),
             loading: tokio::sync::Mutex::default(),
         }
@@ -365,13 +426,20 @@ impl Rooms {
     pub(crate) fn keep(&self, room: &Arc<Room>) {
         let mut by_id = lock(&self.by_id);
         let mut nids = lock(&self.by_nid);
-        if by_id.len() >= 2 * IDLE_ROOMS && by_id.len().is_power_of_two() {
+        if by_id.len() >= 2 * ROOMS && by_id.len().is_power_of_two() {
             by_id.retain(|_, room| room.strong_count() > 0);
             nids.retain(|_, room| room.strong_count() > 0);
         }
         by_id.insert(room.id.clone(), Arc::downgrade(room));
         nids.insert(room.nid, Arc::downgrade(room));
         drop((by_id, nids));
-        self.used.insert(room.nid, Arc::clone(room));
+        self.used(room);
+    }
+
+    /// Keeps a room in memory, which has changed. Not to be called while it is locked.
+    pub(crate) fn used(&self, room: &Arc<Room>) {
+        let bytes = room.seen().bytes() as u64;
+        let room = Arc::clone(room);
+        self.used.insert(room.nid, Kept { room, bytes });
     }
 }

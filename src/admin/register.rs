@@ -18,14 +18,14 @@ use crate::{
     accounts::{self, NewAccount},
     app::App,
     error::{Error, Result},
-    http::{Routes, read_body},
+    http::Routes,
     listen::ClientAddress,
     rate_limit::{self, Class},
     sessions::{self, SignIn},
 };
 
 /// The largest body, in bytes.
-const BODY: usize = 64 << 10;
+const BODY: usize = 32 << 10;
 /// Digits of an HMAC-SHA1.
 const MAC_DIGITS: usize = 40;
 
@@ -75,7 +75,7 @@ async fn register(State(app): State<Arc<App>>, request: Request) -> Result<Json<
     let secret = secret(&app)?;
     let (parts, body) = request.into_parts();
     let address = parts.extensions.get::<ClientAddress>().map(|a| a.0);
-    let body = read(&read_body(body, BODY).await?)?;
+    let body = read(&app.bodies.read(body, BODY).await?.0)?;
     if !app.nonces.take(&body.nonce, app.clock.now()) {
         // Limited here, because a tool that knows the secret may make many accounts.
         rate_limit::check(&app, Class::Registration, address)?;

@@ -2,11 +2,11 @@
 
 use std::{
     collections::{BTreeMap, HashMap, btree_map::Entry},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use tokio::sync::{Notify, OnceCell};
+use tokio::sync::{Notify, OnceCell, Semaphore};
 
 use crate::{
     error::Result,
@@ -16,6 +16,9 @@ use crate::{
     },
 };
 
+/// How many answers with everything are made for one user at a time.
+const WHOLE_ANSWERS: usize = 2;
+
 /// What memory holds of a user who syncs.
 #[derive(Debug)]
 pub struct Feed {
@@ -23,6 +26,8 @@ pub struct Feed {
     pub user: UserNid,
     /// Wakes the user's sleeping syncs.
     pub news: Notify,
+    /// Turns at an answer with everything, which may be large.
+    pub whole: Arc<Semaphore>,
     state: Mutex<FeedState>,
     loaded: OnceCell<()>,
 }
@@ -76,6 +81,7 @@ impl Feed {
                 used: Instant::now(),
                 told: false,
             }),
+            whole: Arc::new(Semaphore::new(WHOLE_ANSWERS)),
             loaded: OnceCell::new(),
         }
     }

@@ -25,7 +25,7 @@ use crate::{
     app::App,
     auth::{Authenticate as _, Requester},
     error::{Error, Result},
-    http::{Call, Routes, read_body},
+    http::{Call, Routes},
     log::Change,
     rate_limit::{self, Class},
     room::{append::Sender, profile},
@@ -110,7 +110,7 @@ async fn set_profile_field(
 ) -> Result<Json<Value>> {
     let (parts, body) = request.into_parts();
     let requester = AccessToken::authenticate(&app, &parts).await?;
-    let raw = read_body(body, BODY_BYTES).await?;
+    let (raw, _share) = app.bodies.read(body, BODY_BYTES).await?;
     let param = |name| params.iter().find(|(key, _)| *key == name);
     let (Some((_, user_id)), Some((_, field))) = (param("user_id"), param("field")) else {
         return Err(Error::internal("the path has no user or no field"));

@@ -40,7 +40,7 @@ use crate::{
 /// How long a token for one login is valid.
 const LOGIN_TOKEN_LIFETIME: Duration = Duration::from_mins(2);
 /// The largest body of a login, in bytes.
-const LOGIN_BODY: usize = 64 << 10;
+const LOGIN_BODY: usize = 32 << 10;
 
 pub(super) fn routes() -> Routes {
     Routes::new()
@@ -73,7 +73,7 @@ async fn login(
     request: Request,
 ) -> Result<Response> {
     let (parts, body) = request.into_parts();
-    let raw = edge::read_body(body, LOGIN_BODY).await?;
+    let (raw, _share) = app.bodies.read(body, LOGIN_BODY).await?;
     // Ruma panics where there is no type.
     let json: Value = serde_json::from_slice(&raw).map_err(|e| Error::not_json(e.to_string()))?;
     match json.get("type") {

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use ruma::api::IncomingRequest;
 use serde_json::{Map, Value};
 
-use super::{BODY_LIMIT, Call, answer, method_filter, read_body, respond};
+use super::{BODY_LIMIT, Call, answer, bodies, method_filter, respond};
 use crate::{app::App, auth::Authenticate, error::Result};
 
 /// A handler of requests whose body is read as `change` leaves it.
@@ -31,11 +31,11 @@ where
             let (handler, change) = (handler.clone(), change.clone());
             async move {
                 let (parts, body) = request.into_parts();
-                let raw = read_body(body, BODY_LIMIT).await?;
+                let (raw, _share) = app.bodies.read(body, bodies::FREE).await?;
                 let raw = change(&app, parts.uri.path(), raw);
                 let request = Request::from_parts(parts, Body::from(raw));
                 // What was added may come on top of what was sent.
-                let response = answer(app, params, request, 2 * BODY_LIMIT, handler).await?;
+                let response = answer(app, params, request, BODY_LIMIT, handler).await?;
                 respond(response)
             }
         },

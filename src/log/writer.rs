@@ -8,7 +8,7 @@ use std::{
 };
 
 use tokio::sync::mpsc;
-use tracing::{debug, error, warn};
+use tracing::{debug, error};
 
 use super::{AppendError, BATCH_CHANGES, Committed, Entry, ID_BLOCK, OnCommit, Shared};
 use crate::storage::{
@@ -76,11 +76,19 @@ impl LogWriter {
                     let refused = vec![(0, append_error(error))];
                     answer(&mut batch, refused);
                 }
+                Outcome::Failed(WriteError::Database(error)) if !is_about_a_row(&error) => {
+                    // The database cannot be reached: no change is to blame.
+                    let error = Arc::new(error);
+                    let refused = (0..batch.len())
+                        .map(|index| (index, AppendError::Database(Arc::clone(&error))));
+                    answer(&mut batch, refused.collect());
+                }
                 Outcome::Failed(error) => {
-                    warn!(%error, changes = batch.len(), "a batch failed; trying its changes one by one");
-                    for entry in batch {
-                        Box::pin(self.commit(vec![entry])).await;
-                    }
+                    // Which of the changes is to blame is found by halves.
+                    debug!(%error, changes = batch.len(), "a batch failed; trying its halves");
+                    let second = batch.split_off(batch.len() / 2);
+                    Box::pin(self.commit(batch)).await;
+                    Box::pin(self.commit(second)).await;
                     return;
                 }
             }
@@ -151,7 +159,7 @@ impl LogWriter {
             Ok(()) => true,
             Err(error) => {
                 debug!(%error, "a commit in one statement failed");
-                if !matches!(error, storage::Error::Database(_)) {
+                if !is_about_a_row(&error) {
                     self.transactor.disconnect();
                 }
                 self.was_committed(last).await
@@ -362,6 +370,11 @@ fn answer(batch: &mut Vec<Entry>, refused: Vec<(usize, AppendError)>) {
         }
     }
     *batch = kept;
+}
+
+/// Whether the database itself has refused something.
+fn is_about_a_row(error: &storage::Error) -> bool {
+    matches!(error, storage::Error::Database(_))
 }
 
 fn append_error(error: WriteError) -> AppendError {

@@ -33,3 +33,22 @@ async fn a_message_in_a_warm_room_reads_nothing_and_writes_six_rows() {
         assert_eq!(statements, 1, "one round trip");
     }
 }
+
+#[tokio::test]
+async fn large_messages_do_not_stay_in_memory() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let room = alice.create_room(json!({})).await;
+    for _ in 0..8 {
+        alice.say(&room, &"long ".repeat(12_000)).await;
+    }
+    let kept = {
+        let id: ruma::OwnedRoomId = room.parse().unwrap();
+        let room = server.app.room(&id).await.unwrap();
+        room.seen().events.len()
+    };
+    assert!((1..5).contains(&kept), "{kept} events of 60 kB");
+    let sync = alice.sync("").await;
+    let timeline = &sync["rooms"]["join"][&room]["timeline"]["events"];
+    assert!(timeline.as_array().unwrap().len() >= 8);
+}

@@ -1,7 +1,12 @@
 //! What a sync costs, counted in statements ("Hot paths and budgets"): nothing new costs nothing, one new message in a
 //! room in memory costs nothing, and any number of changed rooms costs as much as one.
 
+use ruma::OwnedUserId;
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 
 use crate::server::{TestServer, User};
 
@@ -117,4 +122,41 @@ async fn an_initial_sync_costs_the_same_for_one_room_and_for_many() {
         "{for_one} for one, {for_all} for all"
     );
     assert!(for_all <= 8, "{for_all}");
+}
+
+#[tokio::test]
+async fn few_first_syncs_of_a_user_are_made_at_a_time() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let room = alice.create_room(json!({})).await;
+    for _ in 0..10 {
+        alice.say(&room, &"large ".repeat(10_000)).await;
+    }
+    // Whoever asks for everything again and again, and reads none of it, waits for their own turn.
+    let mut unread = Vec::new();
+    for _ in 0..2 {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        let request = format!(
+            "GET /_matrix/client/v3/sync HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\n\r\n",
+            alice.token
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream.read_exact(&mut [0; 100]).await.unwrap();
+        unread.push(stream);
+    }
+    let user = server
+        .app
+        .names
+        .find_user(&server.app.db, &alice.id.parse::<OwnedUserId>().unwrap());
+    let user = user.await.unwrap().unwrap();
+    let feed = server
+        .app
+        .bus
+        .feed(&server.app.db, &server.app.log, user)
+        .await
+        .unwrap();
+    let free_while_unread = feed.whole.available_permits();
+    drop(unread);
+    assert_eq!(joined(&alice.sync("").await), 1);
+    assert_eq!(free_while_unread, 0);
 }

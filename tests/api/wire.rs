@@ -264,3 +264,45 @@ async fn a_thousand_idle_connections_are_no_trouble() {
         .ok();
     drop(idle);
 }
+
+#[tokio::test]
+async fn what_is_left_of_a_body_does_not_cost_the_connection() {
+    let server = TestServer::start().await;
+    for (first, code) in [
+        ("POST /_matrix/client/v3/no/such/thing", "404"),
+        ("DELETE /_matrix/client/versions", "405"),
+        ("POST /_matrix/media/v3/upload", "401"),
+        ("GET /_matrix/client/v3/sync", "401"),
+        (
+            "PUT /_matrix/client/v3/profile/@a:localhost/displayname",
+            "401",
+        ),
+    ] {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        // The body comes after the head, when the answer may be known already.
+        let head = format!("{first} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 20000\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        tokio::task::yield_now().await;
+        stream.write_all(&[b' '; 20_000]).await.unwrap();
+        let next =
+            "GET /_matrix/client/versions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        stream.write_all(next.as_bytes()).await.unwrap();
+        let mut answers = String::new();
+        timeout(TIME_LIMIT, stream.read_to_string(&mut answers))
+            .await
+            .expect("the server closes in time")
+            .unwrap();
+        assert!(
+            answers.contains(&format!("HTTP/1.1 {code} ")),
+            "{first}: {answers}"
+        );
+        assert!(answers.contains("HTTP/1.1 200 OK"), "{first}: {answers}");
+    }
+    let large = "POST /_matrix/client/v3/no/such HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900000\r\n\r\n";
+    let answer = exchange(&server, large.as_bytes()).await;
+    assert_eq!(status(&answer), "HTTP/1.1 404");
+    assert!(
+        answer.to_ascii_lowercase().contains("connection: close"),
+        "{answer}"
+    );
+}

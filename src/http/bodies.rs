@@ -1,0 +1,154 @@
+//! Bodies that are read as a whole, within what memory there is for them.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::body::Body;
+use bytes::{Bytes, BytesMut};
+use http::StatusCode;
+use http_body::Body as _;
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use ruma::api::error::ErrorKind;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::check_json;
+use crate::error::{Error, Result};
+
+/// How long a body may take to arrive. Uploads are read in pieces and have a limit of their own.
+const BODY_TIME: Duration = Duration::from_mins(1);
+/// What each body may take without a share of the memory for bodies, in bytes: as much as strangers may send, so that
+/// they take nothing away from those who have an account.
+pub(super) const FREE: usize = 32 << 10;
+/// What all larger bodies together may take, in KiB. Who comes later waits.
+const MEMORY: usize = 64 << 10;
+
+/// The memory for the bodies of requests.
+#[derive(Debug)]
+pub struct Bodies(Arc<Semaphore>);
+
+impl Default for Bodies {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(MEMORY)))
+    }
+}
+
+/// The share of the memory that a body takes while it is needed.
+pub type Share = Option<OwnedSemaphorePermit>;
+
+impl Bodies {
+    /// Reads a whole JSON body of at most `limit` bytes: an object, or nothing.
+    ///
+    /// # Errors
+    /// `M_TOO_LARGE`, 408 if the body takes too long or there is no memory for it, `M_NOT_JSON` if it breaks off or is not
+    /// JSON, and `M_BAD_JSON` if it is no object.
+    pub async fn read(&self, body: Body, limit: usize) -> Result<(Bytes, Share)> {
+        let (body, share) = tokio::time::timeout(BODY_TIME, self.collect(body, limit))
+            .await
+            .map_err(|_| {
+                Error::new(
+                    StatusCode::REQUEST_TIMEOUT,
+                    ErrorKind::Unknown,
+                    "the body took too long to arrive",
+                )
+            })??;
+        check_json(&body)?;
+        Ok((body, share))
+    }
+
+    async fn collect(&self, body: Body, limit: usize) -> Result<(Bytes, Share)> {
+        let hint = body.size_hint();
+        let announced = usize::try_from(hint.upper().unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
+        let too_large = || Error::too_large(format!("the body is larger than {limit} bytes"));
+        if usize::try_from(hint.lower()).map_or(true, |least| least > limit) {
+            return Err(too_large());
+        }
+        let mut body = Limited::new(body, limit);
+        let mut read = BytesMut::new();
+        let mut share = None;
+        while let Some(frame) = body.frame().await {
+            let frame = match frame {
+                Ok(frame) => frame,
+                Err(error) if error.is::<LengthLimitError>() => return Err(too_large()),
+                Err(_) => return Err(Error::not_json("the body could not be read to its end")),
+            };
+            let Ok(data) = frame.into_data() else {
+                continue;
+            };
+            if share.is_none() && read.len() + data.len() > FREE {
+                let most = (announced.min(limit) >> 10) + 1;
+                let most = u32::try_from(most.min(MEMORY)).unwrap_or(u32::MAX);
+                let permit = Arc::clone(&self.0).acquire_many_owned(most);
+                share = Some(permit.await.map_err(Error::internal)?);
+            }
+            read.extend_from_slice(&data);
+        }
+        Ok((read.freeze(), share))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use futures_util::{StreamExt as _, stream};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_has_to_arrive_in_time() {
+        // A byte now and then is progress, but not enough of it.
+        let drops = stream::unfold((), |()| async {
+            tokio::time::sleep(BODY_TIME / 50).await;
+            Some((Ok::<_, Infallible>(Bytes::from_static(b" ")), ()))
+        });
+        let error = Bodies::default()
+            .read(Body::from_stream(drops.boxed()), 1 << 20)
+            .await;
+        assert!(error.is_err_and(|error| error.has_status(StatusCode::REQUEST_TIMEOUT)));
+    }
+
+    #[tokio::test]
+    async fn bodies_are_objects() {
+        let read =
+            async |body: &'static [u8]| match Bodies::default().read(Body::from(body), 100).await {
+                Ok(_) => "",
+                Err(Error::Matrix { kind, .. }) => match *kind {
+                    ErrorKind::NotJson => "M_NOT_JSON",
+                    ErrorKind::BadJson => "M_BAD_JSON",
+                    ErrorKind::TooLarge => "M_TOO_LARGE",
+                    _ => "another",
+                },
+                Err(_) => "another",
+            };
+        let cases: &[(&[u8], &str)] = &[
+            (b"", ""),
+            (b"null", ""),
+            (b" {\"a\": 1.5} ", ""),
+            (b"[]", "M_BAD_JSON"),
+            (b"\"{}\"", "M_BAD_JSON"),
+            (b"{} {}", "M_NOT_JSON"),
+            (b"{\"a\":\"\xff\"}", "M_NOT_JSON"),
+            (b" ", "M_NOT_JSON"),
+            (&[b' '; 101], "M_TOO_LARGE"),
+        ];
+        for (body, expected) in cases {
+            assert_eq!(read(body).await, *expected, "{body:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn large_bodies_wait_for_memory() {
+        let bodies = Bodies::default();
+        let read = async || {
+            let body = format!("{{\"a\":\"{}\"}}", "a".repeat(1 << 20));
+            bodies.read(Body::from(body), 2 << 20).await
+        };
+        let mut held = Vec::new();
+        for _ in 0..63 {
+            held.push(read().await.unwrap());
+        }
+        assert!(read().await.is_err());
+        bodies.read(Body::from("{}"), 2 << 20).await.unwrap();
+        held.pop();
+        read().await.unwrap();
+    }
+}
