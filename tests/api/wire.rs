@@ -283,7 +283,7 @@ async fn what_is_left_of_a_body_does_not_cost_the_connection() {
         let head = format!("{first} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 20000\r\n\r\n");
         stream.write_all(head.as_bytes()).await.unwrap();
         tokio::task::yield_now().await;
-        stream.write_all(&[b' '; 20_000]).await.unwrap();
+        stream.write_all(&vec![b' '; 20_000]).await.unwrap();
         let next =
             "GET /_matrix/client/versions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
         stream.write_all(next.as_bytes()).await.unwrap();
