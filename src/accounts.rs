@@ -93,6 +93,17 @@ fn user_in_use() -> Error {
 /// `M_INVALID_USERNAME` if the name has other characters than "User Identifiers" allows, is too long, or is kept for
 /// others: those of digits only are for guests, those that begin with `_` for application services.
 pub fn new_user_id(app: &App, name: &str) -> Result<OwnedUserId> {
+    let name = plain(name)?;
+    if name.starts_with('_') || name.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(invalid_username("such names are reserved"));
+    }
+    let id = user_id(app, &name)?;
+    app.services.expect_free(&id)?;
+    Ok(id)
+}
+
+/// A name in small letters, if it has nothing else in it than names may have.
+fn plain(name: &str) -> Result<String> {
     let name = name.to_ascii_lowercase();
     let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._=-/+".contains(&b);
     if name.is_empty() || !name.bytes().all(allowed) {
@@ -100,10 +111,7 @@ pub fn new_user_id(app: &App, name: &str) -> Result<OwnedUserId> {
             "a name has the characters a-z, 0-9, \".\", \"_\", \"=\", \"-\", \"/\" and \"+\"",
         ));
     }
-    if name.starts_with('_') || name.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(invalid_username("such names are reserved"));
-    }
-    user_id(app, &name)
+    Ok(name)
 }
 
 fn user_id(app: &App, localpart: &str) -> Result<OwnedUserId> {
@@ -112,6 +120,14 @@ fn user_id(app: &App, localpart: &str) -> Result<OwnedUserId> {
         return Err(invalid_username("the name is too long"));
     }
     OwnedUserId::try_from(id).map_err(|_| invalid_username("this cannot be a name"))
+}
+
+/// The user id that a user of an application service with this name would have.
+///
+/// # Errors
+/// `M_INVALID_USERNAME` as [`new_user_id`], but for the names that begin with `_`.
+pub fn service_user_id(app: &App, name: &str) -> Result<OwnedUserId> {
+    user_id(app, &plain(name)?)
 }
 
 /// Whether an account with this user id can be made.

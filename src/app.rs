@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     accounts::{Erased, Nonces},
+    application_services::ApplicationServices,
     auth::{Seen, Sessions},
     bus::Bus,
     clock::Clock,
@@ -75,6 +76,8 @@ pub struct App {
     pub buckets: Buckets,
     /// The nonces of registrations by shared secret.
     pub nonces: Nonces,
+    /// The application services.
+    pub services: ApplicationServices,
     /// The users who had themselves erased.
     pub erased: Erased,
     /// The sessions of the User-Interactive Authentication API.

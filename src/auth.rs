@@ -285,10 +285,10 @@ impl Authenticate for AppserviceTokenOptional {
     }
 }
 
-/// Whether a request comes with something that looks like an access token.
+/// What a request comes with that looks like an access token.
 #[must_use]
-pub fn has_token(parts: &Parts) -> bool {
-    matches!(token::<AccessTokenOptional>(parts), Ok(Some(_)))
+pub fn sent_token(parts: &Parts) -> Option<String> {
+    token::<AccessTokenOptional>(parts).ok().flatten()
 }
 
 fn token<S>(parts: &Parts) -> Result<Option<String>>

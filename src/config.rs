@@ -38,6 +38,7 @@ pub struct Config {
     pub listeners: Vec<Listener>,
     pub database: Database,
     pub registration: Registration,
+    pub application_services: Vec<ApplicationService>,
     pub rate_limits: RateLimits,
     pub presence: Presence,
     pub media: Media,
@@ -57,6 +58,7 @@ impl Default for Config {
             listeners: vec![Listener::default()],
             database: Database::default(),
             registration: Registration::default(),
+            application_services: Vec::new(),
             rate_limits: RateLimits::default(),
             presence: Presence::default(),
             media: Media::default(),
@@ -134,6 +136,28 @@ pub struct Registration {
     pub shared_secret: Option<Secret>,
     /// Whether clients may register guests.
     pub guests: bool,
+}
+
+/// A program that registers users and logs in as them.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApplicationService {
+    /// What it is called here.
+    pub id: String,
+    /// The token with which it comes.
+    pub token: Secret,
+    /// The name of its own user.
+    pub sender_localpart: String,
+    /// Regular expressions that its users' ids match from their start.
+    #[serde(default)]
+    pub users: Vec<String>,
+    /// Whether nobody else may have such names.
+    #[serde(default = "exclusive")]
+    pub exclusive: bool,
+}
+
+fn exclusive() -> bool {
+    true
 }
 
 /// How often a client may do what costs the server or its users something.

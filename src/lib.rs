@@ -8,6 +8,7 @@ pub mod accounts;
 pub mod admin;
 pub mod announcement;
 pub mod app;
+pub mod application_services;
 pub mod auth;
 pub mod bus;
 pub mod client_server;

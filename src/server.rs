@@ -23,6 +23,7 @@ use crate::{
     accounts::{self, Erased, NewAccount, Nonces},
     admin,
     app::App,
+    application_services::ApplicationServices,
     auth::{Seen, Sessions},
     bus::Bus,
     client_server,
@@ -216,6 +217,7 @@ pub async fn open(config: Config) -> Result<Arc<App>, StartError> {
     .await
     .map_err(database(&config))?;
     bus.start_at(log.head());
+    let services = ApplicationServices::new(&config)?;
     let erased = Erased::new(
         storage::accounts::erased(&db)
             .await
@@ -242,6 +244,7 @@ pub async fn open(config: Config) -> Result<Arc<App>, StartError> {
         passwords: Passwords::default(),
         buckets: Buckets::default(),
         nonces: Nonces::default(),
+        services,
         erased,
         uiaa: Uiaa::default(),
         signing_key,

@@ -12,6 +12,7 @@ const FLOORS: &[&[&str]] = &[
     &[
         "accounts",
         "app",
+        "application_services",
         "auth",
         "bus",
         "error",

@@ -46,12 +46,7 @@ async fn register(
 ) -> Result<register::v3::Response> {
     match (&call.body.login_type, &call.body.kind) {
         (Some(LoginType::ApplicationService), _) => {
-            // None is registered here.
-            return Err(if auth::has_token(&call.parts) {
-                Error::unknown_token(false)
-            } else {
-                Error::missing_token("the token of the application service is missing")
-            });
+            return register_for_service(&app, &call).await;
         }
         (Some(_), _) => return Err(Error::refused("this login type is not known here")),
         (None, RegistrationKind::Guest) => return register_guest(&app, &call).await,
@@ -123,6 +118,26 @@ async fn upgraded(app: &App, body: &register::v3::Request) -> Result<Option<Arc<
         Some(_) => Err(Error::invalid_param("a guest keeps the name")),
         None => Err(Error::missing_param("a guest gives the name again")),
     }
+}
+
+/// An application service proves itself by its token, and its users need no password.
+async fn register_for_service(
+    app: &App,
+    call: &Call<register::v3::Request>,
+) -> Result<register::v3::Response> {
+    let token = auth::sent_token(&call.parts);
+    let service = app.services.authenticate(token.as_deref())?;
+    let Some(name) = &call.body.username else {
+        return Err(Error::missing_param("`username` is missing"));
+    };
+    let user_id = accounts::service_user_id(app, name)?;
+    service.expect_own(&user_id)?;
+    accounts::expect_free(app, &user_id).await?;
+    let sign_in = sign_in(&call.body);
+    sessions::check(&sign_in)?;
+    let user = accounts::create(app, NewAccount::new(&user_id)).await?;
+    let response = register::v3::Response::new(user_id);
+    answer(app, &call.body, user, response, sign_in).await
 }
 
 /// A guest needs no password and proves nothing, and may ask for neither a name nor a device.

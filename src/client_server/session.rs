@@ -54,16 +54,23 @@ pub(super) fn routes() -> Routes {
 
 /// `GET /_matrix/client/v3/login`
 async fn get_login_types(
-    _: Arc<App>,
+    app: Arc<App>,
     _: Call<get_login_types::v3::Request>,
 ) -> Result<get_login_types::v3::Response> {
-    use get_login_types::v3::{LoginType, PasswordLoginType, TokenLoginType};
+    use get_login_types::v3::{
+        ApplicationServiceLoginType, LoginType, PasswordLoginType, TokenLoginType,
+    };
     let mut token = TokenLoginType::new();
     token.get_login_token = true;
-    Ok(get_login_types::v3::Response::new(vec![
+    let mut types = vec![
         LoginType::Password(PasswordLoginType::new()),
         LoginType::Token(token),
-    ]))
+    ];
+    if !app.services.is_empty() {
+        let service = ApplicationServiceLoginType::new();
+        types.push(LoginType::ApplicationService(service));
+    }
+    Ok(get_login_types::v3::Response::new(types))
 }
 
 /// `POST /_matrix/client/v3/login`
@@ -95,16 +102,7 @@ async fn login(
             .await
             .inspect_err(|error| tracing::info!(?address, %error, "a login failed"))?,
         LoginInfo::Token(token) => by_token(&app, &token.token).await?,
-        LoginInfo::ApplicationService(_) if auth::has_token(&parts) => {
-            return Err(Error::forbidden(
-                "this is not the token of an application service",
-            ));
-        }
-        LoginInfo::ApplicationService(_) => {
-            return Err(Error::missing_token(
-                "the token of the application service is missing",
-            ));
-        }
+        LoginInfo::ApplicationService(login) => by_service(&app, &parts, &login).await?,
         _ => return Err(Error::refused("this login type is not known here")),
     };
     let (device_id, tokens) = sessions::sign_in(&app, user, sign_in).await?;
@@ -133,6 +131,25 @@ async fn by_password(app: &App, login: login::v3::Password) -> Result<UserNid> {
         rate_limit::check(app, Class::LoginPerAccount, account.user)?;
     }
     sessions::check_password(app, account.as_ref(), login.password).await
+}
+
+#[expect(deprecated, reason = "old clients send `user`")]
+async fn by_service(
+    app: &App,
+    parts: &http::request::Parts,
+    login: &login::v3::ApplicationService,
+) -> Result<UserNid> {
+    let token = auth::sent_token(parts);
+    let service = app.services.authenticate(token.as_deref())?;
+    let account = match (&login.identifier, &login.user) {
+        (Some(identifier), _) => accounts::identified(app, identifier).await?,
+        (None, Some(user)) => accounts::named(app, user).await?,
+        (None, None) => return Err(Error::missing_param("`identifier` is missing")),
+    };
+    let account = account.ok_or_else(|| Error::forbidden("there is no such user"))?;
+    let user_id = app.names.user_id(&app.db, account.user).await?;
+    service.expect_own(&user_id)?;
+    Ok(account.user)
 }
 
 async fn by_token(app: &App, token: &str) -> Result<UserNid> {

@@ -2,6 +2,7 @@
 //! each other.
 
 use http::Uri;
+use regex::Regex;
 use ruma::RoomVersionId;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
@@ -44,6 +45,7 @@ pub(super) fn check(config: &Config) -> Result<(), Problem> {
     check_addresses(config)?;
     check_database(config)?;
     check_registration(config)?;
+    check_application_services(config)?;
     check_rates(config)?;
     check_media(config)?;
     require(
@@ -159,6 +161,38 @@ fn check_registration(config: &Config) -> Result<(), Problem> {
             format!("registration.tokens.{index}"),
             "must be 1 to 64 of the characters A-Z, a-z, 0-9, \".\", \"_\", \"~\" and \"-\"",
         )?;
+    }
+    Ok(())
+}
+
+fn check_application_services(config: &Config) -> Result<(), Problem> {
+    let services = &config.application_services;
+    for (index, service) in services.iter().enumerate() {
+        let key = |field: &str| format!("application_services.{index}.{field}");
+        let before = &services[..index];
+        require(
+            before.iter().all(|other| other.id != service.id),
+            key("id"),
+            "must not be another one's too",
+        )?;
+        require(
+            !service.token.reveal().is_empty()
+                && before.iter().all(|other| other.token != service.token),
+            key("token"),
+            "must not be empty or another one's too",
+        )?;
+        require(
+            !service.sender_localpart.is_empty(),
+            key("sender_localpart"),
+            "must not be empty",
+        )?;
+        for pattern in &service.users {
+            require(
+                Regex::new(&format!("^(?:{pattern})")).is_ok(),
+                key("users"),
+                "must be regular expressions",
+            )?;
+        }
     }
     Ok(())
 }

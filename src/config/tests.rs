@@ -164,6 +164,14 @@ const BAD_FILES: &[(&str, &[&str])] = &[
         &["`registration.tokens.0`"],
     ),
     (
+        "[[application_services]]\nid = 'a'\ntoken = 't'\nsender_localpart = 'b'\nusers = ['(']",
+        &["`application_services.0.users`"],
+    ),
+    (
+        "[[application_services]]\nid = 'a'\ntoken = ''\nsender_localpart = 'b'",
+        &["`application_services.0.token`"],
+    ),
+    (
         "rate_limits.joins = { per_second = nan, burst = 1 }",
         &["`rate_limits.joins.per_second`"],
     ),
@@ -337,6 +345,7 @@ fn example_shows_every_setting_and_its_default() {
     config.listeners[0].key = None;
     config.database = Database::default();
     config.registration.shared_secret = None;
+    config.application_services = Vec::new();
     config.federation.ca_file = None;
     config.sessions.refresh_token_seconds = None;
     config.well_known = WellKnown::default();

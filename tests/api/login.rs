@@ -89,7 +89,7 @@ async fn bad_logins_are_refused() {
     let answer = server
         .request(Method::POST, path, Some("token"), Some(service))
         .await;
-    answer.fails(403, "M_FORBIDDEN");
+    answer.fails(401, "M_UNKNOWN_TOKEN");
 }
 
 #[tokio::test]

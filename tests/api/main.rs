@@ -14,6 +14,7 @@ mod server;
 mod account;
 mod account_data;
 mod aliases;
+mod application_services;
 mod bad_input;
 mod create_room;
 mod deactivation;

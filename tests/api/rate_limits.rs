@@ -67,6 +67,11 @@ async fn registrations() {
     });
     let server = server.await;
     server.register("alice").await;
+    // To ask how to register is no registration.
+    for _ in 0..5 {
+        let answer = server.post("/register", json!({ "username": "carol" }));
+        assert_eq!(answer.await.status, 401);
+    }
     server.register("bob").await;
     let body =
         json!({ "username": "carol", "password": PASSWORD, "auth": { "type": "m.login.dummy" } });
