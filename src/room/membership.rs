@@ -9,7 +9,10 @@ use ruma::{
     events::{StateEventType, room::member::MembershipState},
 };
 
-use super::append::{Appended, NewEvent, Sender, append};
+use super::{
+    append::{Appended, NewEvent, Sender, append},
+    upgrade::settings,
+};
 use crate::{
     app::App,
     error::{Error, Result},
@@ -171,7 +174,7 @@ pub async fn join(
     content.extend(extra);
     authorise(app, room, sender, membership, &mut content).await?;
     change(app, room, sender, &sender.id, content, reason).await?;
-    Ok(())
+    settings::bring(app, room, sender).await
 }
 
 /// Leaves a room, or rejects an invite, or takes back a knock. Somebody who has left already stays as they are.

@@ -4,6 +4,7 @@
 //! room and the upgrade can be asked for again.
 
 mod levels;
+pub mod settings;
 
 use std::sync::Arc;
 
@@ -103,6 +104,7 @@ pub async fn upgrade(
     }
     append_with(app, old, sender, vec![tombstone], &writes, Vec::new).await?;
     close(app, old, sender).await?;
+    settings::bring(app, &new, sender).await?;
     Ok(new)
 }
 

@@ -218,3 +218,57 @@ async fn upgrades_are_refused() {
         .await
         .fails(403, "M_FORBIDDEN");
 }
+
+#[tokio::test]
+async fn what_people_have_set_for_a_room_goes_with_them() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    bob.post(&format!("/join/{room}"), json!({})).await.ok();
+    let mute = json!({ "actions": [], "conditions":
+        [{ "kind": "event_match", "key": "room_id", "pattern": room }] });
+    for user in [&alice, &bob] {
+        let of_user = format!("/user/{}", user.id);
+        let direct = json!({ "@x:y": [room] });
+        user.put(&format!("{of_user}/account_data/m.direct"), direct)
+            .await
+            .ok();
+        let tag = format!("{of_user}/rooms/{room}/tags/m.favourite");
+        user.put(&tag, json!({ "order": 0.5 })).await.ok();
+        let rule = format!("/pushrules/global/override/{room}");
+        user.put(&rule, mute.clone()).await.ok();
+        let rule = format!("/pushrules/global/room/{room}");
+        user.put(&rule, json!({ "actions": ["notify"] })).await.ok();
+        user.put(&format!("{rule}/enabled"), json!({ "enabled": false }))
+            .await
+            .ok();
+    }
+    let new = upgrade(&alice, &room, json!({ "new_version": "12" })).await;
+    bob.post(&format!("/join/{new}"), json!({})).await.ok();
+    for user in [&alice, &bob] {
+        let of_user = format!("/user/{}", user.id);
+        let tags = user.get(&format!("{of_user}/rooms/{new}/tags")).await.ok();
+        assert_eq!(tags["tags"]["m.favourite"]["order"], 0.5);
+        let path = format!("{of_user}/account_data/m.direct");
+        let direct = user.get(&path).await.ok();
+        assert_eq!(direct["@x:y"], json!([room, new]));
+        let rule = user.get(&format!("/pushrules/global/override/{new}")).await;
+        assert_eq!(rule.ok()["conditions"][0]["pattern"], json!(new));
+        let rule = user
+            .get(&format!("/pushrules/global/room/{new}"))
+            .await
+            .ok();
+        assert_eq!(
+            (&rule["actions"][0], &rule["enabled"]),
+            (&json!("notify"), &json!(false))
+        );
+    }
+    // A room that merely says so replaces nothing.
+    let claim = json!({ "creation_content": { "predecessor": { "room_id": room } }, "preset": "public_chat" });
+    let claims = alice.create_room(claim).await;
+    bob.post(&format!("/join/{claims}"), json!({})).await.ok();
+    let tags = bob
+        .get(&format!("/user/{}/rooms/{claims}/tags", bob.id))
+        .await;
+    assert_eq!(tags.ok()["tags"], json!({}));
+}
