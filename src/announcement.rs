@@ -6,9 +6,15 @@ use crate::config::{Config, RegistrationMode};
 /// an account.
 ///
 /// `urls` are those of the open listeners; `first_token` is the registration
-/// token of the first account, as long as there is none.
+/// token of the first account, as long as there is none; `command` is how this
+/// program is run with the same settings.
 #[must_use]
-pub fn announce(config: &Config, urls: &[String], first_token: Option<&str>) -> String {
+pub fn announce(
+    config: &Config,
+    urls: &[String],
+    first_token: Option<&str>,
+    command: &str,
+) -> String {
     let mut lines = vec![format!(
         "Homing {} serves {} on {}.",
         env!("CARGO_PKG_VERSION"),
@@ -24,10 +30,10 @@ pub fn announce(config: &Config, urls: &[String], first_token: Option<&str>) -> 
         (Some(token), _) => &format!(
             "There is no administrator yet. Register one in a client with this registration\n\
              token:\n\n    {token}\n\n\
-             or run `homing create-user NAME --admin`."
+             or run `{command} create-user NAME --admin`."
         ),
         (None, RegistrationMode::Closed) => {
-            "Registration is closed; `homing create-user NAME` makes an account."
+            &format!("Registration is closed; `{command} create-user NAME` makes an account.")
         }
         (None, RegistrationMode::Token) => "Registration needs a token.",
         (None, RegistrationMode::Open) => "Registration is open to everybody.",
@@ -56,8 +62,13 @@ mod tests {
     #[test]
     fn first_start_says_all_that_a_person_needs() {
         let urls = ["http://127.0.0.1:8008".to_owned()];
-        let text = announce(&Config::default(), &urls, Some("T0KEN"));
-        for part in ["localhost", &urls[0], "T0KEN", "create-user NAME --admin"] {
+        let text = announce(&Config::default(), &urls, Some("T0KEN"), "./homing");
+        for part in [
+            "localhost",
+            &urls[0],
+            "T0KEN",
+            "`./homing create-user NAME --admin`",
+        ] {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
     }
@@ -72,7 +83,7 @@ mod tests {
         for (mode, expected) in cases {
             let mut config = Config::default();
             config.registration.mode = mode;
-            let text = announce(&config, &["http://[::]:80".to_owned()], None);
+            let text = announce(&config, &["http://[::]:80".to_owned()], None, "homing");
             assert!(text.contains(expected), "{text}");
             assert!(text.contains("http://localhost:80 "), "{text}");
         }
@@ -82,7 +93,7 @@ mod tests {
     fn public_url_is_the_one_for_clients() {
         let mut config = Config::default();
         config.well_known.client_base_url = Some("https://m.example.org".to_owned());
-        let text = announce(&config, &["http://10.0.0.1:80".to_owned()], None);
+        let text = announce(&config, &["http://10.0.0.1:80".to_owned()], None, "homing");
         assert!(text.contains("enter https://m.example.org as"), "{text}");
     }
 }

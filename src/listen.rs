@@ -161,8 +161,9 @@ async fn accept_all(
     cut_off: CancellationToken,
 ) {
     let places = Arc::new(Semaphore::new(bound.settings.max_connections));
+    let mut is_full = false;
     while let Some(Ok((stream, peer, place))) = shutdown
-        .run_until_cancelled(accept(&bound.socket, &places))
+        .run_until_cancelled(accept(&bound.socket, &places, &mut is_full))
         .await
     {
         let connection = Connection {
@@ -182,6 +183,7 @@ async fn accept_all(
 }
 
 /// Waits until there is room for a connection, and then for the connection.
+/// `is_full` remembers whether there was none, so that this is told once.
 ///
 /// # Errors
 ///
@@ -189,7 +191,12 @@ async fn accept_all(
 async fn accept(
     socket: &TcpListener,
     places: &Arc<Semaphore>,
+    is_full: &mut bool,
 ) -> Result<(TcpStream, SocketAddr, OwnedSemaphorePermit), tokio::sync::AcquireError> {
+    let was_full = std::mem::replace(is_full, places.available_permits() == 0);
+    if *is_full && !was_full {
+        tracing::warn!("`max_connections` are open: further clients have to wait");
+    }
     let place = Arc::clone(places).acquire_owned().await?;
     loop {
         match socket.accept().await {

@@ -2,8 +2,8 @@
 
 use std::{
     env,
-    io::{self, BufRead, IsTerminal},
-    path::PathBuf,
+    io::{self, BufRead, IsTerminal, Write},
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
 };
@@ -76,7 +76,10 @@ fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     }
     let config = config::load(arguments.config.as_deref(), env::vars_os())?;
     match command {
-        Command::Serve => return runtime()?.block_on(serve(config)),
+        Command::Serve => {
+            let command = own_command(arguments.config.as_deref());
+            return runtime()?.block_on(serve(config, &command));
+        }
         Command::CheckConfig => {
             listen::check(&config.listeners)?;
             storage::check_url(&config.database_url())
@@ -84,13 +87,24 @@ fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
             println!("The settings can be used.");
         }
         Command::CreateUser { name, admin } => {
+            let place = storage::place(&config.database_url());
             let made = create_user(config, &name, admin, read_password);
             let user_id = runtime()?.block_on(made)?;
-            println!("There is an account {user_id} now.");
+            println!("There is an account {user_id} now, in {place}.");
         }
         Command::GenerateConfig => {}
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// How this program is run with the same settings, as a person would type it.
+fn own_command(config: Option<&Path>) -> String {
+    let name = env::args_os().next().unwrap_or_else(|| "homing".into());
+    let name = name.display();
+    match config {
+        Some(file) => format!("{name} --config {}", file.display()),
+        None => name.to_string(),
+    }
 }
 
 fn runtime() -> io::Result<tokio::runtime::Runtime> {
@@ -100,11 +114,11 @@ fn runtime() -> io::Result<tokio::runtime::Runtime> {
 }
 
 /// Starts the log, and then the server. Who has every line of the log as JSON gets the cause of a failure so too.
-async fn serve(config: Config) -> Result<ExitCode, Failure> {
+async fn serve(config: Config, command: &str) -> Result<ExitCode, Failure> {
     let signals = Signals::new()?;
     telemetry::start_logging(&config.logging)?;
     let is_json = config.logging.format == LogFormat::Json;
-    match serve_until_told(config, signals).await {
+    match serve_until_told(config, command, signals).await {
         Err(error) if is_json => {
             tracing::error!(%error, "cannot serve");
             Ok(ExitCode::FAILURE)
@@ -115,7 +129,7 @@ async fn serve(config: Config) -> Result<ExitCode, Failure> {
 }
 
 /// Runs the server until it is told to stop.
-async fn serve_until_told(config: Config, signals: Signals) -> Result<(), Failure> {
+async fn serve_until_told(config: Config, command: &str, signals: Signals) -> Result<(), Failure> {
     // Each connection takes a file descriptor, and many systems allow 1,024
     // unless a process asks for more.
     match rlimit::increase_nofile_limit(u64::MAX) {
@@ -126,7 +140,12 @@ async fn serve_until_told(config: Config, signals: Signals) -> Result<(), Failur
     let server = Server::start(config).await?;
     let urls: Vec<_> = server.listeners.iter().map(|bound| bound.url()).collect();
     let first_token = server.first_token.as_deref();
-    print!("{}", announce(&server.app.config, &urls, first_token));
+    let announcement = announce(&server.app.config, &urls, first_token, command);
+    let mut output = io::stdout();
+    let told = output.write_all(announcement.as_bytes());
+    if let Err(error) = told.and_then(|()| output.flush()) {
+        tracing::warn!(%error, "nobody reads what the server says at its start");
+    }
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         server_name = %server.app.config.server_name,

@@ -13,6 +13,7 @@ use homing_federation::SigningKey;
 use http::{HeaderName, Method, header};
 use quick_cache::sync::Cache;
 use ruma::{OwnedServerName, OwnedUserId};
+use tokio::task::JoinHandle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower_http::{
     catch_panic::CatchPanicLayer,
@@ -56,6 +57,8 @@ use crate::{
 const DATABASE_CONNECTIONS: u32 = 8;
 /// How many sent events are kept in memory to know them when they are sent again.
 const CACHED_TXNS: usize = 50_000;
+/// How often it is checked that the database is still this server's.
+const CLAIM_EVERY: Duration = Duration::from_secs(2);
 
 /// Why a server cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -118,8 +121,8 @@ pub struct Server {
     /// The registration token of the first administrator, as long as there is none.
     pub first_token: Option<String>,
     tasks: TaskTracker,
+    claim: JoinHandle<Claim>,
     _lock: File,
-    _claim: Claim,
 }
 
 impl Server {
@@ -169,13 +172,14 @@ impl Server {
         tasks.spawn(presence::run(Arc::clone(&app)));
         tasks.spawn(finish(Arc::clone(&app)));
         tasks.close();
+        let claim = tokio::spawn(keep_claim(Arc::clone(&app), claim));
         Ok(Self {
             app,
             listeners,
             first_token,
             tasks,
+            claim,
             _lock: lock,
-            _claim: claim,
         })
     }
 
@@ -183,6 +187,7 @@ impl Server {
     pub async fn ended(self) {
         self.tasks.wait().await;
         self.app.db.close().await;
+        drop(self.claim.await);
     }
 }
 
@@ -198,6 +203,7 @@ fn database(config: &Config) -> impl Fn(storage::Error) -> StartError + Copy + u
 /// # Errors
 /// If the data directory or the database cannot be used, or the database is that of a server with another name.
 pub async fn open(config: Config) -> Result<Arc<App>, StartError> {
+    let opening = wait_for_turn(&config.data_dir.join("homing.opening"))?;
     let signing_key = signing_key(&config.data_dir.join("signing.key"))?;
     let connections = config
         .database
@@ -208,6 +214,7 @@ pub async fn open(config: Config) -> Result<Arc<App>, StartError> {
     let db = Db::open(&url, connections, Arc::clone(&metrics))
         .await
         .map_err(database(&config))?;
+    drop(opening);
     expect_name(&db, &config).await?;
     let (rooms, bus) = (Arc::new(Rooms::default()), Arc::new(Bus::default()));
     let log = Log::start(
@@ -252,6 +259,15 @@ pub async fn open(config: Config) -> Result<Arc<App>, StartError> {
         metrics,
         shutdown: CancellationToken::new(),
     }))
+}
+
+/// Of several processes that start at once, one after the other makes the signing key and migrates the database.
+fn wait_for_turn(path: &Path) -> Result<File, StartError> {
+    let lock = File::create(path).and_then(|file| file.lock().map(|()| file));
+    lock.map_err(|error| StartError::Files {
+        path: path.display().to_string(),
+        error,
+    })
 }
 
 /// Checks that the accounts in the database are those of this server: their names are signed into every event.
@@ -316,6 +332,27 @@ fn make_data_dir(path: &Path) -> Result<(), StartError> {
         path: path.display().to_string(),
         error,
     })
+}
+
+/// Sees to it that no other server takes the database meanwhile. If one has, this one stops: each would give away ids
+/// that the other gives too. Answers the claim when the server is to stop, since running requests still need it.
+async fn keep_claim(app: Arc<App>, mut claim: Claim) -> Claim {
+    while app
+        .shutdown
+        .run_until_cancelled(tokio::time::sleep(CLAIM_EVERY))
+        .await
+        .is_some()
+    {
+        match claim.renew(&app.db).await {
+            Ok(true) => {}
+            Ok(false) => {
+                tracing::error!("another server uses the database now; stopping");
+                app.shutdown.cancel();
+            }
+            Err(error) => tracing::warn!(%error, "cannot claim the database again"),
+        }
+    }
+    claim
 }
 
 fn on_commit(rooms: Arc<Rooms>, bus: Arc<Bus>, metrics: Arc<Metrics>) -> OnCommit {

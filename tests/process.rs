@@ -178,6 +178,51 @@ fn metrics_have_a_listener_of_their_own() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn nobody_needs_to_read_what_it_says() {
+    let folder = folder();
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full");
+    let mut process = homing(&folder)
+        .env("HOMING_LISTENERS__0__BIND", "127.0.0.1:0")
+        .stdout(full.unwrap())
+        .spawn()
+        .unwrap();
+    let log = BufReader::new(process.stderr.take().unwrap());
+    let mut lines = log.lines().map(Result::unwrap);
+    assert!(lines.any(|line| line.contains("serving")));
+    process.kill().unwrap();
+    process.wait().unwrap();
+}
+
+#[test]
+fn processes_that_start_at_once_have_one_key() {
+    let folder = folder();
+    let mut made: Vec<_> = (0..6)
+        .map(|number| {
+            let mut command = homing(&folder);
+            let name = format!("user{number}");
+            command.args(["create-user", &name]).stdin(Stdio::piped());
+            let mut process = command.spawn().unwrap();
+            process
+                .stdin
+                .take()
+                .unwrap()
+                .write_all(b"correct horse\n")
+                .unwrap();
+            process
+        })
+        .collect();
+    for process in made.drain(..) {
+        let output = process.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+    }
+    let files = std::fs::read_dir(folder.path().join("homing-data")).unwrap();
+    let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+    let keys: Vec<_> = names.filter(|name| name.contains("key")).collect();
+    assert_eq!(keys, ["signing.key"]);
+}
+
+#[test]
 #[cfg(unix)]
 fn what_is_kept_is_for_its_owner_only() {
     use std::os::unix::fs::PermissionsExt as _;
@@ -469,7 +514,10 @@ fn accounts_are_made_beside_a_running_server() {
     let mut server = Server::start(&mut homing(&folder));
     let made = create_user(&folder, &["Alice", "--admin"]);
     assert!(made.status.success(), "{}", text(&made.stderr));
-    assert!(text(&made.stdout).contains("@alice:localhost"));
+    let told = text(&made.stdout);
+    for part in ["@alice:localhost", "homing-data/homing.db"] {
+        assert!(told.contains(part), "{told}");
+    }
     let again = create_user(&folder, &["alice"]);
     assert_eq!(again.status.code(), Some(1));
     assert_eq!(text(&again.stderr), "homing: this name is taken\n");
@@ -503,6 +551,6 @@ fn first_start_prints_the_token_of_the_first_account() {
     let first = token(&mut Server::start(&mut homing(&folder)));
     assert!(first.is_some());
     assert_eq!(token(&mut Server::start(&mut homing(&folder))), first);
-    assert!(create_user(&folder, &["alice"]).status.success());
+    assert!(create_user(&folder, &["alice", "--admin"]).status.success());
     assert_eq!(token(&mut Server::start(&mut homing(&folder))), None);
 }

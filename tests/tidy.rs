@@ -203,23 +203,29 @@ fn imports(code: &str) -> Vec<String> {
                     '{' => depth += 1,
                     '}' if depth == 0 => break,
                     '}' => depth -= 1,
-                    ',' if depth == 0 => name.clear(),
+                    ',' if depth == 0 => found.push(std::mem::take(&mut name)),
                     _ if depth > 0 => {}
-                    ':' => {
-                        found.push(std::mem::take(&mut name).trim().to_owned());
-                    }
                     letter => name.push(letter),
                 }
             }
+            found.push(name);
         } else {
-            found.push(
-                rest.chars()
-                    .take_while(|letter| letter.is_alphanumeric() || *letter == '_')
-                    .collect(),
-            );
+            found.push(rest.to_owned());
         }
     }
+    let is_name = |letter: &char| letter.is_alphanumeric() || *letter == '_';
     found
+        .iter()
+        .map(|path| path.trim_start().chars().take_while(is_name).collect())
+        .filter(|name: &String| !name.is_empty())
+        .collect()
+}
+
+#[test]
+fn imports_are_seen() {
+    let code = "use crate::{\n    app::App, room,\n    http::{a, b}, typing,\n};\ncrate::bus::x(crate::log)";
+    let expected = ["app", "room", "http", "typing", "bus", "log"];
+    assert_eq!(imports(code), expected);
 }
 
 #[test]

@@ -311,11 +311,27 @@ pub enum Writer {
     Postgres(PgConnection),
 }
 
-/// A database that no other server may use meanwhile.
+/// A database that no other server may use meanwhile. It lasts as long as its connection.
 #[derive(Debug)]
-pub struct Claim(
-    #[expect(dead_code, reason = "the lock lasts as long as its connection")] Option<PgConnection>,
-);
+pub struct Claim(Option<PgConnection>);
+
+impl Claim {
+    /// Makes sure that the database is still claimed, and claims it again if the connection was lost. False if another
+    /// server has it now.
+    pub(crate) async fn renew(&mut self, db: &Db) -> Result<bool> {
+        let Some(connection) = &mut self.0 else {
+            return Ok(true);
+        };
+        if connection.ping().await.is_ok() {
+            return Ok(true);
+        }
+        match db.claim().await? {
+            Some(claim) => *self = claim,
+            None => return Ok(false),
+        }
+        Ok(true)
+    }
+}
 
 impl Db {
     /// Connects to `url` (`sqlite:PATH` or `postgres://…`), makes the file if there is none, and migrates the schema.

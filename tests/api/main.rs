@@ -16,6 +16,7 @@ mod account_data;
 mod aliases;
 mod application_services;
 mod bad_input;
+mod claim;
 mod create_room;
 mod deactivation;
 mod devices;

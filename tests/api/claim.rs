@@ -1,0 +1,73 @@
+//! A database is one server's. On SQLite the lock on the data directory sees to that, and `tests/process.rs` to it.
+
+use std::time::Duration;
+
+use homing::{Server, server::StartError};
+use sqlx::{Connection as _, Executor as _, PgConnection};
+use tempfile::TempDir;
+
+use crate::server::{TestServer, test_config};
+
+const LOCK: &str = "SELECT pg_try_advisory_lock(7161)";
+const TIME_LIMIT: Duration = Duration::from_mins(1);
+
+/// Ends all other connections to the server's database, as a restart of PostgreSQL does. Answers one of its own.
+async fn disconnect(server: &TestServer) -> PgConnection {
+    let url = server.app.config.database_url();
+    let mut connection = PgConnection::connect(&url).await.unwrap();
+    connection
+        .execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+             WHERE datname = current_database() AND pid <> pg_backend_pid()",
+        )
+        .await
+        .unwrap();
+    connection
+}
+
+#[tokio::test]
+async fn a_claim_that_was_lost_is_renewed() {
+    if std::env::var_os("TEST_POSTGRES").is_none() {
+        return;
+    }
+    let server = TestServer::start().await;
+    let mut connection = disconnect(&server).await;
+    let renewed = async {
+        loop {
+            let free: bool = sqlx::query_scalar(LOCK)
+                .fetch_one(&mut connection)
+                .await
+                .unwrap();
+            if !free {
+                break;
+            }
+            // Given back at once, or the server would think that another one has it.
+            let unlock = "SELECT pg_advisory_unlock(7161)";
+            connection.execute(unlock).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(TIME_LIMIT, renewed).await.unwrap();
+
+    let directory = TempDir::new().unwrap();
+    let mut config = test_config(&directory).await;
+    config.database = server.app.config.database.clone();
+    let second = Server::start(config).await;
+    assert!(matches!(second, Err(StartError::InUse(_))), "{second:?}");
+}
+
+#[tokio::test]
+async fn a_server_whose_database_was_taken_stops() {
+    if std::env::var_os("TEST_POSTGRES").is_none() {
+        return;
+    }
+    let server = TestServer::start().await;
+    let mut connection = disconnect(&server).await;
+    let taken: bool = sqlx::query_scalar(LOCK)
+        .fetch_one(&mut connection)
+        .await
+        .unwrap();
+    assert!(taken);
+    let stopped = tokio::time::timeout(TIME_LIMIT, server.app.shutdown.cancelled());
+    assert!(stopped.await.is_ok());
+}
