@@ -11,7 +11,9 @@ use crate::{
     error::{Error, Result},
     log::{AppendError, Change},
     storage::{
-        DeviceNid, UserNid, account_data, accounts, devices, filters, profiles, sessions, tokens,
+        DeviceNid, UserNid, account_data,
+        accounts::{self, Account},
+        devices, filters, profiles, sessions, tokens,
     },
 };
 
@@ -31,6 +33,9 @@ pub struct SignIn {
     pub display_name: Option<String>,
     /// Whether the client can refresh its access token.
     pub refresh: bool,
+    /// The hash that the password was checked against, if it was: with another password since then, it is no longer
+    /// enough.
+    pub password_hash: Option<String>,
 }
 
 /// New tokens.
@@ -78,7 +83,10 @@ pub async fn sign_in(app: &App, user: UserNid, sign_in: SignIn) -> Result<(Owned
         let id = sign_in.device_id.clone().unwrap_or_else(new_device_id);
         let known = devices::find(&app.db, user, id.as_str()).await?;
         let mut change = Change::new();
-        change.write(accounts::expect_active(user));
+        change.write(match &sign_in.password_hash {
+            Some(hash) => accounts::expect_password(user, hash),
+            None => accounts::expect_active(user),
+        });
         let device = if let Some(device) = known {
             change.write(devices::expect(device));
             for write in sessions::end(device) {
@@ -99,6 +107,12 @@ pub async fn sign_in(app: &App, user: UserNid, sign_in: SignIn) -> Result<(Owned
                     app.sessions.end(|_, ended| ended == device);
                 }
                 return Ok((id, tokens));
+            }
+            Err(AppendError::Unexpected)
+                if let Some(hash) = &sign_in.password_hash
+                    && !accounts::has_password(&app.db, user, hash).await? =>
+            {
+                return Err(wrong_password());
             }
             // The device came or went meanwhile.
             Err(AppendError::Duplicate) => {}
@@ -255,24 +269,30 @@ pub async fn deactivate(app: &App, user: UserNid, erase: bool) -> Result<()> {
     Ok(())
 }
 
-/// Checks a password.
+/// Checks a password; answers the account as it was then.
 ///
 /// # Errors
 /// `M_FORBIDDEN` if it is wrong or there is no such account, `M_USER_DEACTIVATED`, `M_LIMIT_EXCEEDED`.
 pub async fn check_password(
     app: &App,
-    account: Option<&accounts::Account>,
+    account: Option<Account>,
     password: String,
-) -> Result<UserNid> {
-    if account.is_some_and(|account| account.deactivated) {
+) -> Result<Account> {
+    if account.as_ref().is_some_and(|account| account.deactivated) {
         return Err(deactivated());
     }
-    let hash = account.and_then(|account| account.password_hash.clone());
+    let hash = account
+        .as_ref()
+        .and_then(|account| account.password_hash.clone());
     let right = app.passwords.verify(password, hash).await?;
     match account {
-        Some(account) if right => Ok(account.user),
-        _ => Err(Error::forbidden("the name or the password is wrong")),
+        Some(account) if right => Ok(account),
+        _ => Err(wrong_password()),
     }
+}
+
+fn wrong_password() -> Error {
+    Error::forbidden("the name or the password is wrong")
 }
 
 fn deactivated() -> Error {

@@ -328,7 +328,7 @@ async fn pass(
             // Somebody else's password would prove nothing, so it is not looked at: that takes time.
             let own = account.filter(|account| account.user == user);
             let own = own.ok_or_else(wrong)?;
-            sessions::check_password(app, Some(&own), data.password.clone()).await?;
+            sessions::check_password(app, Some(own), data.password.clone()).await?;
             Ok(None)
         }
         _ => Err(Error::unrecognized("this stage is not known here")),

@@ -19,7 +19,7 @@ use crate::{
     presence,
     room::{append::Sender, membership},
     sessions,
-    storage::accounts,
+    storage::{accounts, tokens},
     uiaa::{self, Task},
 };
 
@@ -64,6 +64,9 @@ async fn change_password(
     let mut change = Change::new();
     change.write(accounts::set_password(requester.user, &hash));
     let done = if call.body.logout_devices {
+        for write in tokens::end(requester.user) {
+            change.write(write);
+        }
         sessions::end_all_with(&app, requester.user, Some(requester.device), change).await
     } else {
         app.log.append(change).await.map(drop)

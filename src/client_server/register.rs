@@ -178,6 +178,7 @@ fn sign_in(body: &register::v3::Request) -> SignIn {
         device_id: body.device_id.clone(),
         display_name: body.initial_device_display_name.clone(),
         refresh: body.refresh_token,
+        password_hash: None,
     }
 }
 

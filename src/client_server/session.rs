@@ -33,7 +33,7 @@ use crate::{
     log::{AppendError, Change},
     rate_limit::{self, Class},
     sessions::{self, SignIn},
-    storage::{UserNid, tokens},
+    storage::{UserNid, accounts::Account, tokens},
     uiaa::{self, Task},
 };
 
@@ -91,16 +91,21 @@ async fn login(
     let body = edge::parse::<login::v3::Request>(&parts, &params, &raw)?;
     let address = parts.extensions.get::<ClientAddress>().map(|a| a.0);
     rate_limit::check(&app, Class::LoginPerAddress, address)?;
-    let sign_in = SignIn {
+    let mut sign_in = SignIn {
         device_id: body.device_id,
         display_name: body.initial_device_display_name,
         refresh: body.refresh_token,
+        password_hash: None,
     };
     sessions::check(&sign_in)?;
     let user = match body.login_info {
-        LoginInfo::Password(password) => by_password(&app, password)
-            .await
-            .inspect_err(|error| tracing::info!(?address, %error, "a login failed"))?,
+        LoginInfo::Password(password) => {
+            let account = by_password(&app, password)
+                .await
+                .inspect_err(|error| tracing::info!(?address, %error, "a login failed"))?;
+            sign_in.password_hash = account.password_hash;
+            account.user
+        }
         LoginInfo::Token(token) => by_token(&app, &token.token).await?,
         LoginInfo::ApplicationService(login) => by_service(&app, &parts, &login).await?,
         _ => return Err(Error::refused("this login type is not known here")),
@@ -120,7 +125,7 @@ async fn login(
 }
 
 #[expect(deprecated, reason = "old clients send `user`")]
-async fn by_password(app: &App, login: login::v3::Password) -> Result<UserNid> {
+async fn by_password(app: &App, login: login::v3::Password) -> Result<Account> {
     let account = match (&login.identifier, &login.user) {
         (Some(identifier), _) => accounts::identified(app, identifier).await?,
         (None, Some(user)) => accounts::named(app, user).await?,
@@ -130,7 +135,7 @@ async fn by_password(app: &App, login: login::v3::Password) -> Result<UserNid> {
     if let Some(account) = &account {
         rate_limit::check(app, Class::LoginPerAccount, account.user)?;
     }
-    sessions::check_password(app, account.as_ref(), login.password).await
+    sessions::check_password(app, account, login.password).await
 }
 
 #[expect(deprecated, reason = "old clients send `user`")]

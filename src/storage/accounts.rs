@@ -128,6 +128,21 @@ pub fn expect_active(user: UserNid) -> Write {
     Write::Expect(statement, args![user], 1)
 }
 
+/// Refuses the change if there is no such account, it is deactivated or has another password.
+#[must_use]
+pub fn expect_password(user: UserNid, hash: &str) -> Write {
+    let statement = sql!(
+        "UPDATE account SET deactivated = FALSE WHERE user_nid = $1 AND password_hash = $2 AND NOT deactivated"
+    );
+    Write::Expect(statement, args![user, hash], 1)
+}
+
+/// Whether the hash of a user's password is this one.
+pub async fn has_password(db: &Db, user: UserNid, hash: &str) -> Result<bool> {
+    let query = sql!("SELECT 1 FROM account WHERE user_nid = $1 AND password_hash = $2");
+    Ok(db.maybe(query, args![user, hash]).await?.is_some())
+}
+
 /// Gives a guest a password and makes an ordinary account of it; the change is refused if there is no such guest.
 #[must_use]
 pub fn upgrade_guest(user: UserNid, hash: &str, is_admin: bool) -> Write {

@@ -14,11 +14,25 @@ async fn another_password_ends_other_sessions() {
     let server = TestServer::start().await;
     let alice = server.register("alice").await;
     let other = second_device(&server, "alice").await;
+    let login = "/_matrix/client/v1/login/get_token";
+    let login = alice.send_with_password(Method::POST, login, json!({}));
+    let login = login.await.ok()["login_token"].clone();
+    let account = homing::accounts::named(&server.app, "alice").await;
+    let before = account.unwrap().unwrap();
     let body = json!({ "new_password": "another one" });
     alice
         .send_with_password(Method::POST, "/account/password", body)
         .await
         .ok();
+    let login = json!({ "type": "m.login.token", "token": login });
+    server.post("/login", login).await.fails(403, "M_FORBIDDEN");
+    // Nor does a login go on whose password was right a moment ago.
+    let late = homing::sessions::SignIn {
+        password_hash: before.password_hash,
+        ..homing::sessions::SignIn::default()
+    };
+    let late = homing::sessions::sign_in(&server.app, before.user, late).await;
+    assert!(late.is_err());
     alice.get("/account/whoami").await.ok();
     other
         .get("/account/whoami")
