@@ -1,6 +1,10 @@
 //! Reading settings: defaults, then the file, then the environment.
 
-use std::{ffi::OsString, fs, path::Path};
+use std::{
+    ffi::{OsStr, OsString},
+    fs,
+    path::Path,
+};
 
 use toml::{Table, Value};
 
@@ -170,7 +174,7 @@ fn variables(
         let Some(keys) = name.strip_prefix(PREFIX) else {
             continue;
         };
-        if name == CONFIG_VARIABLE || describes_service(keys) {
+        if name == CONFIG_VARIABLE || describes_service(keys, &text) {
             continue;
         }
         let path = keys.to_lowercase().split("__").map(str::to_owned).collect();
@@ -188,9 +192,10 @@ fn variables(
 
 /// Whether a variable is one of those by which Kubernetes tells every
 /// container about a service that is called `homing`, such as
-/// `HOMING_PORT_8008_TCP_ADDR`.
-fn describes_service(keys: &str) -> bool {
-    keys == "PORT"
+/// `HOMING_PORT_8008_TCP_ADDR`. A `HOMING_PORT` with a number is a person's,
+/// who wants another setting.
+fn describes_service(keys: &str, text: &OsStr) -> bool {
+    keys == "PORT" && text.to_string_lossy().contains("://")
         || ["PORT_", "SERVICE_HOST", "SERVICE_PORT"]
             .iter()
             .any(|start| keys.starts_with(start))

@@ -99,6 +99,7 @@ fn environment_wins_over_the_file() {
             ("HOMING_FEDERATION__ALLOW_ADDRESSES", "[\"10.0.0.0/8\"]"),
             ("HOMING_CONFIG", "elsewhere.toml"),
             ("HOMING_SERVICE_PORT_HTTP", "8008"),
+            ("HOMING_PORT", "tcp://10.1.2.3:8008"),
             ("HOMING_PORT_8008_TCP_ADDR", "10.1.2.3"),
             ("HOMINGPIGEON", "ignored"),
         ],
@@ -256,6 +257,7 @@ fn bad_files_are_refused_by_name() {
 /// A variable, its value, and what the message must say besides its name.
 const BAD_VARIABLES: &[(&str, &str, &str)] = &[
     ("HOMING_SEVER_NAME", "x", "`sever_name`"),
+    ("HOMING_PORT", "9000", "`port`"),
     ("HOMING_SERVER_NAME__X", "1", "`x`"),
     ("HOMING_SERVER_NAME", "a b", "server name"),
     ("HOMING_MEDIA__BIG", "1", "`big`"),
