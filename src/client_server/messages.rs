@@ -27,7 +27,7 @@ use crate::{
     room::{
         client_event::{Form, client_event, client_events, raw},
         timeline::{self, EventFilter},
-        visibility::{Access, Sight, Viewer, readable},
+        visibility::{Access, Sight, Viewer, has_forgotten, readable},
     },
     rooms::Room,
     storage::{
@@ -59,6 +59,9 @@ async fn get_room_event(
     let request = call.body;
     let viewer = Viewer::of(&app, &call.requester).await?;
     let room = app.room(&request.room_id).await?;
+    if has_forgotten(&app, &room, &viewer).await? {
+        return Err(Error::not_found("there is no such event that you may see"));
+    }
     let sight = Sight::quick(&app, &room, &viewer).await?;
     let event = timeline::visible_event(&app, &room, &sight, &request.event_id).await?;
     let sight = Sight::load(&app, &room, &viewer, std::slice::from_ref(&event)).await?;

@@ -35,7 +35,11 @@ pub(super) fn routes() -> Routes {
         .add::<get_public_rooms::v3::Request, _, _>(get_public_rooms)
         .add::<get_public_rooms_filtered::v3::Request, _, _>(get_public_rooms_filtered)
         .add::<get_room_visibility::v3::Request, _, _>(get_room_visibility)
-        .add::<set_room_visibility::v3::Request, _, _>(set_room_visibility)
+        .filled::<set_room_visibility::v3::Request, _, _>(
+            "visibility",
+            "\"public\"",
+            set_room_visibility,
+        )
 }
 
 /// `GET /_matrix/client/v3/publicRooms`

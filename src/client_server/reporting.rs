@@ -7,6 +7,8 @@ use ruma::api::client::{
     room::{report_content, report_room},
 };
 
+use serde_json::{Map, Value};
+
 use crate::{
     app::App,
     auth::Requester,
@@ -62,6 +64,12 @@ async fn report_room(
     app: Arc<App>,
     call: Call<report_room::v3::Request>,
 ) -> Result<report_room::v3::Response> {
+    // Ruma takes a missing reason for an empty one; the specification wants one, even if it is empty.
+    let has_reason = serde_json::from_slice::<Map<String, Value>>(&call.raw)
+        .is_ok_and(|body| body.contains_key("reason"));
+    if !has_reason {
+        return Err(Error::missing_param("a report needs a `reason`"));
+    }
     let room = app.room(&call.body.room_id).await?;
     let about = (Some(room.nid), None, None);
     add(&app, &call.requester, about, call.body.reason).await?;

@@ -45,10 +45,11 @@ where
 /// Adds a field to a JSON object that does not have it. Anything else stays as it is.
 pub(super) fn fill(body: Bytes, field: &str, value: &str) -> Bytes {
     let fields = serde_json::from_slice::<Map<String, Value>>(&body);
-    if !fields.is_ok_and(|fields| !fields.is_empty() && !fields.contains_key(field)) {
+    let Some(fields) = fields.ok().filter(|fields| !fields.contains_key(field)) else {
         return body;
-    }
+    };
     let text = String::from_utf8_lossy(&body);
     let rest = text.trim_start().trim_start_matches('{');
-    Bytes::from(format!("{{\"{field}\":{value},{rest}"))
+    let comma = if fields.is_empty() { "" } else { "," };
+    Bytes::from(format!("{{\"{field}\":{value}{comma}{rest}"))
 }

@@ -241,6 +241,18 @@ pub async fn ensure_can_read_state(app: &App, room: &Room, viewer: &Viewer) -> R
     Err(Error::forbidden("you are not in this room"))
 }
 
+/// Whether the viewer has forgotten the room, and it is not one that anybody may read.
+///
+/// # Errors
+/// If the database fails.
+pub async fn has_forgotten(app: &App, room: &Room, viewer: &Viewer) -> Result<bool> {
+    if room.seen().local.contains_key(&viewer.user) {
+        return Ok(false);
+    }
+    let member = storage::members::get(&app.db, room.nid, viewer.user).await?;
+    Ok(member.is_some_and(|member| member.forgotten) && !is_world_readable(app, room).await?)
+}
+
 /// The room with this id and what the viewer may read of it.
 ///
 /// # Errors

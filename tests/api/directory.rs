@@ -120,10 +120,8 @@ async fn who_has_the_power_publishes_a_room() {
     bob.put(&path, json!({ "visibility": "public" }))
         .await
         .fails(403, "M_FORBIDDEN");
-    alice
-        .put(&path, json!({ "visibility": "public" }))
-        .await
-        .ok();
+    // It is public where the request does not say.
+    alice.put(&path, json!({})).await.ok();
     assert_eq!(visibility().await, "public");
     alice
         .put(&path, json!({ "visibility": "private" }))

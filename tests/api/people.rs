@@ -141,7 +141,10 @@ async fn reports_reach_the_table() {
         .await
         .fails(404, "M_NOT_FOUND");
     bob.post(&of_room, json!({ "reason": "spam" })).await.ok();
-    bob.post("/rooms/!nowhere/report", json!({}))
+    bob.post(&of_room, json!({}))
+        .await
+        .fails(400, "M_MISSING_PARAM");
+    bob.post("/rooms/!nowhere/report", json!({ "reason": "" }))
         .await
         .fails(404, "M_NOT_FOUND");
     let of_user = format!("/users/{}/report", alice.id);

@@ -144,7 +144,7 @@ async fn the_visibility_at_the_time_of_the_event_counts() {
         let body = json!({ "history_visibility": visibility });
         alice.put(&path, body).await.ok();
     };
-    alice.say(&room, "shared").await;
+    let shared = alice.say(&room, "shared").await;
     set("joined").await;
     alice.say(&room, "hidden").await;
     set("world_readable").await;
@@ -158,12 +158,15 @@ async fn the_visibility_at_the_time_of_the_event_counts() {
     set("shared").await;
     alice.say(&room, "too late").await;
     assert_eq!(bodies(&bob, &room).await, ["shared", "open"]);
+    let old = format!("/rooms/{room}/event/{shared}");
+    bob.get(&old).await.ok();
     bob.post(&format!("/rooms/{room}/forget"), json!({}))
         .await
         .ok();
     bob.get(&format!("/rooms/{room}/messages?dir=b"))
         .await
         .fails(403, "M_FORBIDDEN");
+    bob.get(&old).await.fails(404, "M_NOT_FOUND");
 }
 
 #[tokio::test]
