@@ -82,10 +82,18 @@ pub fn redacted(event: EventNid) -> Write {
     Write::Run(sql, args![event])
 }
 
-/// How many a user has in a room.
-pub async fn count(db: &Db, user: UserNid, room: RoomNid) -> Result<i64> {
-    let query = sql!("SELECT count(*) FROM highlight WHERE user_nid = $1 AND room_nid = $2");
-    db.one(query, args![user, room]).await?.get(0)
+/// How many some users have in a room; who has none is left out.
+pub async fn counts(db: &Db, room: RoomNid, users: &[UserNid]) -> Result<Vec<(UserNid, i64)>> {
+    let query = sql!(
+        "SELECT user_nid, count(*) FROM highlight WHERE room_nid = $1 AND user_nid ",
+        list(2),
+        " GROUP BY user_nid"
+    );
+    db.rows(query, args![room, users])
+        .await?
+        .iter()
+        .map(|row| Ok((UserNid(row.get(0)?), row.get(1)?)))
+        .collect()
 }
 
 /// All that a user has not read yet.

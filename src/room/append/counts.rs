@@ -169,6 +169,7 @@ impl Step<'_> {
         for user in verdict.ignoring {
             self.leave_out(user, event.thread).await?;
         }
+        self.count_highlights(&verdict.differing).await?;
         for (user, flags) in verdict.differing {
             self.single_out(user, event, flags, at).await?;
         }
@@ -193,10 +194,8 @@ impl Step<'_> {
         at: Position,
     ) -> Result<()> {
         let known = self.highlights.get(&user);
-        let count = match known.or_else(|| self.head.highlights.get(&user)) {
-            Some(count) => *count,
-            None => highlights::count(&self.app.db, user, event.room).await?,
-        };
+        let known = known.or_else(|| self.head.highlights.get(&user));
+        let count = known.copied().unwrap_or_default();
         if count >= MAX_HIGHLIGHTS {
             if flags & highlights::SILENT != 0 {
                 self.leave_out(user, event.thread).await?;
@@ -214,6 +213,21 @@ impl Step<'_> {
         };
         self.change.write(highlights::add(&highlight, at));
         self.change.effect(Effect::Highlight(highlight, at));
+        Ok(())
+    }
+
+    /// Finds out how many events some people have that count otherwise for them, where that is not known yet.
+    async fn count_highlights(&mut self, differing: &[(UserNid, i64)]) -> Result<()> {
+        let mut unknown: Vec<UserNid> = differing.iter().map(|(user, _)| *user).collect();
+        unknown.retain(|user| {
+            !self.highlights.contains_key(user) && !self.head.highlights.contains_key(user)
+        });
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        let found = highlights::counts(&self.app.db, self.room.nid, &unknown).await?;
+        let nothing = unknown.into_iter().map(|user| (user, 0));
+        self.head.highlights.extend(nothing.chain(found));
         Ok(())
     }
 
