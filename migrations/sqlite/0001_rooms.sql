@@ -114,7 +114,6 @@ CREATE TABLE thread (
     root_nid BIGINT NOT NULL,
     last_nid BIGINT NOT NULL,
     last_pos BIGINT NOT NULL,
-    count BIGINT NOT NULL,
     unread_idx BIGINT NOT NULL,
     PRIMARY KEY (room_nid, root_nid)
 ) WITHOUT ROWID;

@@ -55,17 +55,8 @@ async fn join_room_by_id(
     call: Call<join_room_by_id::v3::Request>,
 ) -> Result<join_room_by_id::v3::Response> {
     rate_limit::check(&app, Class::Joins, &call.requester)?;
-    let extra = extra_content(&call.raw)?;
     let room = app.room(&call.body.room_id).await?;
-    expect_guest_access(&app, &room, &call.requester).await?;
-    membership::join(
-        &app,
-        &room,
-        &Sender::of(&call.requester),
-        call.body.reason,
-        extra,
-    )
-    .await?;
+    join(&app, &room, &call.requester, call.body.reason, &call.raw).await?;
     Ok(join_room_by_id::v3::Response::new(room.id.clone()))
 }
 
@@ -75,18 +66,21 @@ async fn join_room_by_id_or_alias(
     call: Call<join_room_by_id_or_alias::v3::Request>,
 ) -> Result<join_room_by_id_or_alias::v3::Response> {
     rate_limit::check(&app, Class::Joins, &call.requester)?;
-    let extra = extra_content(&call.raw)?;
     let room = find(&app, &call.body.room_id_or_alias).await?;
-    expect_guest_access(&app, &room, &call.requester).await?;
-    membership::join(
-        &app,
-        &room,
-        &Sender::of(&call.requester),
-        call.body.reason,
-        extra,
-    )
-    .await?;
+    join(&app, &room, &call.requester, call.body.reason, &call.raw).await?;
     Ok(join_room_by_id_or_alias::v3::Response::new(room.id.clone()))
+}
+
+async fn join(
+    app: &Arc<App>,
+    room: &Arc<Room>,
+    requester: &Requester,
+    reason: Option<String>,
+    body: &[u8],
+) -> Result<()> {
+    let extra = extra_content(body)?;
+    expect_guest_access(app, room, requester).await?;
+    membership::join(app, room, &Sender::of(requester), reason, extra).await
 }
 
 /// Guests join only rooms that say so ("Guest Access").
@@ -116,10 +110,10 @@ fn extra_content(body: &[u8]) -> Result<CanonicalJsonObject> {
         "reason",
         "third_party_signed",
         "third_party_invite",
+        "join_authorised_via_users_server",
     ] {
         content.remove(own);
     }
-    content.remove("join_authorised_via_users_server");
     Ok(content)
 }
 

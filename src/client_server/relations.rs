@@ -79,29 +79,46 @@ struct Found {
     recursion_depth: Option<UInt>,
 }
 
+/// What a request asks for; ruma's three types have the same fields, but for those that come after the name.
+macro_rules! wanted {
+    ($request:ident, $rel_type:expr, $event_type:expr) => {
+        Wanted {
+            room_id: $request.room_id,
+            event_id: $request.event_id,
+            rel_type: $rel_type,
+            event_type: $event_type,
+            from: $request.from,
+            to: $request.to,
+            dir: $request.dir,
+            limit: $request.limit,
+            recurse: $request.recurse,
+        }
+    };
+}
+
+/// What was found, as ruma's answer of one of the three.
+macro_rules! answer {
+    ($endpoint:ident, $found:expr) => {{
+        let found = $found;
+        let mut response = $endpoint::v1::Response::new(raw(found.chunk));
+        response.next_batch = found.next_batch;
+        response.prev_batch = found.prev_batch;
+        response.recursion_depth = found.recursion_depth;
+        Ok(response)
+    }};
+}
+
 /// `GET /_matrix/client/v1/rooms/{roomId}/relations/{eventId}`
 async fn get_relating_events(
     app: Arc<App>,
     call: Call<get_relating_events::v1::Request>,
 ) -> Result<get_relating_events::v1::Response> {
     let request = call.body;
-    let wanted = Wanted {
-        room_id: request.room_id,
-        event_id: request.event_id,
-        rel_type: None,
-        event_type: None,
-        from: request.from,
-        to: request.to,
-        dir: request.dir,
-        limit: request.limit,
-        recurse: request.recurse,
-    };
-    let found = find(&app, &call.requester, wanted).await?;
-    let mut response = get_relating_events::v1::Response::new(raw(found.chunk));
-    response.next_batch = found.next_batch;
-    response.prev_batch = found.prev_batch;
-    response.recursion_depth = found.recursion_depth;
-    Ok(response)
+    let wanted = wanted!(request, None, None);
+    answer!(
+        get_relating_events,
+        find(&app, &call.requester, wanted).await?
+    )
 }
 
 /// `GET /_matrix/client/v1/rooms/{roomId}/relations/{eventId}/{relType}`
@@ -110,23 +127,12 @@ async fn get_relating_events_with_rel_type(
     call: Call<get_relating_events_with_rel_type::v1::Request>,
 ) -> Result<get_relating_events_with_rel_type::v1::Response> {
     let request = call.body;
-    let wanted = Wanted {
-        room_id: request.room_id,
-        event_id: request.event_id,
-        rel_type: Some(request.rel_type.to_string()),
-        event_type: None,
-        from: request.from,
-        to: request.to,
-        dir: request.dir,
-        limit: request.limit,
-        recurse: request.recurse,
-    };
-    let found = find(&app, &call.requester, wanted).await?;
-    let mut response = get_relating_events_with_rel_type::v1::Response::new(raw(found.chunk));
-    response.next_batch = found.next_batch;
-    response.prev_batch = found.prev_batch;
-    response.recursion_depth = found.recursion_depth;
-    Ok(response)
+    let rel_type = Some(request.rel_type.to_string());
+    let wanted = wanted!(request, rel_type, None);
+    answer!(
+        get_relating_events_with_rel_type,
+        find(&app, &call.requester, wanted).await?
+    )
 }
 
 /// `GET /_matrix/client/v1/rooms/{roomId}/relations/{eventId}/{relType}/{eventType}`
@@ -135,24 +141,13 @@ async fn get_relating_events_with_rel_type_and_event_type(
     call: Call<get_relating_events_with_rel_type_and_event_type::v1::Request>,
 ) -> Result<get_relating_events_with_rel_type_and_event_type::v1::Response> {
     let request = call.body;
-    let wanted = Wanted {
-        room_id: request.room_id,
-        event_id: request.event_id,
-        rel_type: Some(request.rel_type.to_string()),
-        event_type: Some(request.event_type.to_string()),
-        from: request.from,
-        to: request.to,
-        dir: request.dir,
-        limit: request.limit,
-        recurse: request.recurse,
-    };
-    let found = find(&app, &call.requester, wanted).await?;
-    let mut response =
-        get_relating_events_with_rel_type_and_event_type::v1::Response::new(raw(found.chunk));
-    response.next_batch = found.next_batch;
-    response.prev_batch = found.prev_batch;
-    response.recursion_depth = found.recursion_depth;
-    Ok(response)
+    let rel_type = Some(request.rel_type.to_string());
+    let event_type = Some(request.event_type.to_string());
+    let wanted = wanted!(request, rel_type, event_type);
+    answer!(
+        get_relating_events_with_rel_type_and_event_type,
+        find(&app, &call.requester, wanted).await?
+    )
 }
 
 async fn find(app: &App, requester: &Requester, wanted: Wanted) -> Result<Found> {

@@ -363,6 +363,7 @@ impl Db {
             let mut connection = tokio::time::timeout(CONNECT_TIME, connecting)
                 .await
                 .map_err(io::Error::from)??;
+            check_encoding(&mut connection).await?;
             sqlx::migrate!("migrations/postgres")
                 .run(&mut connection)
                 .await?;
@@ -485,6 +486,21 @@ impl Db {
             .database_duration
             .observe(started.elapsed().as_secs_f64());
     }
+}
+
+/// A database with another encoding takes no emoji.
+async fn check_encoding(connection: &mut PgConnection) -> Result<()> {
+    let encoding: String = sqlx::query_scalar("SHOW server_encoding")
+        .fetch_one(connection)
+        .await?;
+    if encoding == "UTF8" {
+        return Ok(());
+    }
+    let message = format!(
+        "the encoding of the database is {encoding}, and has to be UTF8: \
+         CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0"
+    );
+    Err(sqlx::Error::Configuration(message.into()))
 }
 
 fn sqlite_options(url: &str) -> Result<SqliteConnectOptions> {

@@ -10,51 +10,36 @@ use crate::{args, sql};
 /// What is counted of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ThreadCount {
-    /// How many events it has, without its root.
-    pub count: i64,
-    /// How many of them notify by default.
+    /// How many of its events notify by default.
     pub unread_idx: i64,
-    /// The last of them.
+    /// Its last event.
     pub last: EventNid,
 }
 
 static THREAD: Insert = Insert {
     table: "thread",
-    columns: &[
-        "room_nid",
-        "root_nid",
-        "last_nid",
-        "last_pos",
-        "count",
-        "unread_idx",
-    ],
+    columns: &["room_nid", "root_nid", "last_nid", "last_pos", "unread_idx"],
     key: 2,
     conflict: "ON CONFLICT (room_nid, root_nid) DO UPDATE SET last_nid = excluded.last_nid, \
-               last_pos = excluded.last_pos, count = excluded.count, unread_idx = excluded.unread_idx",
+               last_pos = excluded.last_pos, unread_idx = excluded.unread_idx",
 };
 
 /// A thread has a new event, or one that is there only because of what it relates to.
 #[must_use]
 pub fn set(room: RoomNid, root: EventNid, at: Position, count: ThreadCount) -> Write {
-    Write::Insert(
-        &THREAD,
-        args![room, root, count.last, at, count.count, count.unread_idx],
-    )
+    Write::Insert(&THREAD, args![room, root, count.last, at, count.unread_idx])
 }
 
 /// The counts of the thread with this root; zero if there is none yet.
 pub async fn count(db: &Db, room: RoomNid, root: EventNid) -> Result<ThreadCount> {
-    let query = sql!(
-        "SELECT count, unread_idx, last_nid FROM thread WHERE room_nid = $1 AND root_nid = $2"
-    );
+    let query =
+        sql!("SELECT unread_idx, last_nid FROM thread WHERE room_nid = $1 AND root_nid = $2");
     match db.maybe(query, args![room, root]).await? {
         Some(row) => Ok(ThreadCount {
-            count: row.get(0)?,
-            unread_idx: row.get(1)?,
-            last: EventNid(row.get(2)?),
+            unread_idx: row.get(0)?,
+            last: EventNid(row.get(1)?),
         }),
         None => Ok(ThreadCount {
-            count: 0,
             unread_idx: 0,
             last: root,
         }),
@@ -160,7 +145,8 @@ pub async fn counts_at(db: &Db, roots: &[EventNid], pos: Pos) -> Result<Vec<(Eve
 }
 
 /// The roots of a room's threads whose latest event is before `before` in the log, latest first, with the positions of
-/// these latest events; with `participant` only threads in which that user has sent something.
+/// these latest events; with `participant` only threads in which that user has sent something. A thread of which
+/// everything was redacted is none any more.
 pub async fn page(
     db: &Db,
     rules: &RoomVersionRules,
@@ -173,9 +159,10 @@ pub async fn page(
         "SELECT ",
         (event_columns),
         ", t.last_pos FROM thread t JOIN event e ON e.nid = t.root_nid JOIN event_json j ON j.nid = e.nid ",
-        "WHERE t.room_nid = $1 AND t.last_pos < $2 AND e.flags & 7 = 0 AND ($3 = 0 OR e.sender_nid = $3 OR EXISTS ",
+        "WHERE t.room_nid = $1 AND t.last_pos < $2 AND e.flags & 7 = 0 AND EXISTS ",
         "(SELECT 1 FROM relation r JOIN event c ON c.nid = r.child_nid WHERE r.parent_nid = t.root_nid ",
-        "AND r.rel_type = 'm.thread' AND c.sender_nid = $3 AND c.redacted_by IS NULL)) ",
+        "AND r.rel_type = 'm.thread' AND c.redacted_by IS NULL ",
+        "AND ($3 = 0 OR e.sender_nid = $3 OR c.sender_nid = $3)) ",
         "ORDER BY t.last_pos DESC LIMIT $4"
     );
     let participant = participant.map_or(0, |user| user.0);

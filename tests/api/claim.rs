@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use homing::{Server, server::StartError};
-use sqlx::{Connection as _, Executor as _, PgConnection};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use tempfile::TempDir;
 
 use crate::server::{TestServer, test_config};
@@ -70,4 +70,25 @@ async fn a_server_whose_database_was_taken_stops() {
     assert!(taken);
     let stopped = tokio::time::timeout(TIME_LIMIT, server.app.shutdown.cancelled());
     assert!(stopped.await.is_ok());
+}
+
+#[tokio::test]
+async fn a_database_that_takes_no_emoji_is_refused() {
+    let Ok(url) = std::env::var("TEST_POSTGRES") else {
+        return;
+    };
+    let name = format!("homing_latin_{}", std::process::id());
+    let mut connection = PgConnection::connect(&url).await.unwrap();
+    for statement in [
+        format!("DROP DATABASE IF EXISTS {name}"),
+        format!("CREATE DATABASE {name} ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0"),
+    ] {
+        connection.execute(AssertSqlSafe(statement)).await.unwrap();
+    }
+    let directory = TempDir::new().unwrap();
+    let mut config = test_config(&directory).await;
+    let (server, _) = url.rsplit_once('/').unwrap();
+    config.database.url = Some(format!("{server}/{name}").into());
+    let refused = Server::start(config).await.expect_err("it is LATIN1");
+    assert!(refused.to_string().contains("LATIN1"), "{refused}");
 }

@@ -214,7 +214,7 @@ async fn threads_are_listed_by_their_latest_event() {
     let two = bob.say(&room, "two").await;
     let three = bob.say(&room, "three").await;
     alice.say(&room, "no thread").await;
-    relate(&bob, &room, &two, "m.thread", "2a").await;
+    let only = relate(&bob, &room, &two, "m.thread", "2a").await;
     relate(&bob, &room, &one, "m.thread", "1a").await;
     relate(&alice, &room, &three, "m.thread", "3a").await;
     relate(&bob, &room, &one, "m.thread", "1b").await;
@@ -238,6 +238,10 @@ async fn threads_are_listed_by_their_latest_event() {
         let answer = alice.get(&format!("{path}?{query}")).await;
         answer.fails(400, "M_INVALID_PARAM");
     }
+    let redact = format!("/rooms/{room}/redact/{only}/r");
+    bob.put(&redact, json!({})).await.ok();
+    let left = alice.get(&path).await.ok();
+    assert_eq!(bodies(&left["chunk"]), ["one", "three"]);
     // The root of somebody who is ignored stays, without what they said.
     let path = format!("/user/{}/account_data/m.ignored_user_list", alice.id);
     alice

@@ -148,7 +148,6 @@ impl Step<'_> {
                 event.unread_idx = count.unread_idx;
                 let is_reply = relation.is_some_and(|relation| relation.rel_type == "m.thread");
                 if is_reply {
-                    count.count += 1;
                     count.last = event.nid;
                 }
                 if is_reply || notifies {
