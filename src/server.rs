@@ -29,7 +29,7 @@ use crate::{
     bus::Bus,
     client_server,
     clock::Clock,
-    config::Config,
+    config::{Config, Listener},
     error::Error,
     files::Files,
     filter::Filters,
@@ -147,6 +147,16 @@ impl Server {
         }
 
         let listeners = listen::bind(&config.listeners).await?;
+        let metrics = match config.metrics.bind {
+            Some(bind) => {
+                let listener = Listener {
+                    bind,
+                    ..Listener::default()
+                };
+                Some(listen::bind(&[listener]).await?)
+            }
+            None => None,
+        };
         let app = open(config).await?;
         let claim = app.db.claim().await.map_err(database(&app.config))?;
         let claim = claim.ok_or_else(|| StartError::InUse("this database".to_owned()))?;
@@ -159,12 +169,7 @@ impl Server {
             router,
             app.shutdown.clone(),
         ));
-        if let Some(bind) = app.config.metrics.bind {
-            let listener = crate::config::Listener {
-                bind,
-                ..crate::config::Listener::default()
-            };
-            let bound = listen::bind(&[listener]).await?;
+        if let Some(bound) = metrics {
             let metrics = measurements(&app);
             tasks.spawn(listen::serve(bound, metrics, app.shutdown.clone()));
         }

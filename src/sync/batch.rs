@@ -27,8 +27,8 @@ use crate::{
     },
 };
 
-/// How many rooms are gone through at once.
-pub(super) const ROOMS: usize = 100;
+/// How many rooms are gone through at once, with a few statements for all of them.
+pub(super) const ROOMS: usize = 1_000;
 
 /// A room that the user has joined or left, and what is told of it.
 pub(super) struct Part<'a> {
