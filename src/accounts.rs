@@ -94,11 +94,11 @@ fn user_in_use() -> Error {
 /// others: those of digits only are for guests, those that begin with `_` for application services.
 pub fn new_user_id(app: &App, name: &str) -> Result<OwnedUserId> {
     let name = plain(name)?;
+    let id = user_id(app, &name)?;
+    app.services.expect_free(&id)?;
     if name.starts_with('_') || name.bytes().all(|b| b.is_ascii_digit()) {
         return Err(invalid_username("such names are reserved"));
     }
-    let id = user_id(app, &name)?;
-    app.services.expect_free(&id)?;
     Ok(id)
 }
 

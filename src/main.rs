@@ -154,7 +154,7 @@ async fn serve_until_told(config: Config, command: &str, signals: Signals) -> Re
     );
 
     tokio::spawn(signals.obey(server.app.shutdown.clone(), server.listeners.clone()));
-    server.ended().await;
+    server.ended().await?;
     tracing::info!("stopped");
     Ok(())
 }

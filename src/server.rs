@@ -121,7 +121,7 @@ pub struct Server {
     /// The registration token of the first administrator, as long as there is none.
     pub first_token: Option<String>,
     tasks: TaskTracker,
-    claim: JoinHandle<Claim>,
+    claim: JoinHandle<Option<Claim>>,
     _lock: File,
 }
 
@@ -189,10 +189,16 @@ impl Server {
     }
 
     /// Waits until the server has ended: after its `app.shutdown` was cancelled, and all running requests are answered.
-    pub async fn ended(self) {
+    ///
+    /// # Errors
+    /// If it has ended because another server has taken its database.
+    pub async fn ended(self) -> Result<(), StartError> {
         self.tasks.wait().await;
         self.app.db.close().await;
-        drop(self.claim.await);
+        match self.claim.await {
+            Ok(None) => Err(StartError::InUse("this database".to_owned())),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -341,7 +347,7 @@ fn make_data_dir(path: &Path) -> Result<(), StartError> {
 
 /// Sees to it that no other server takes the database meanwhile. If one has, this one stops: each would give away ids
 /// that the other gives too. Answers the claim when the server is to stop, since running requests still need it.
-async fn keep_claim(app: Arc<App>, mut claim: Claim) -> Claim {
+async fn keep_claim(app: Arc<App>, mut claim: Claim) -> Option<Claim> {
     while app
         .shutdown
         .run_until_cancelled(tokio::time::sleep(CLAIM_EVERY))
@@ -353,11 +359,12 @@ async fn keep_claim(app: Arc<App>, mut claim: Claim) -> Claim {
             Ok(false) => {
                 tracing::error!("another server uses the database now; stopping");
                 app.shutdown.cancel();
+                return None;
             }
             Err(error) => tracing::warn!(%error, "cannot claim the database again"),
         }
     }
-    claim
+    Some(claim)
 }
 
 fn on_commit(rooms: Arc<Rooms>, bus: Arc<Bus>, metrics: Arc<Metrics>) -> OnCommit {

@@ -25,6 +25,7 @@ use crate::{
     log::Change,
     preferences::{self, IGNORED_USERS, PUSH_RULES},
     rate_limit::{self, Class},
+    room::read,
     storage::{RoomNid, UserNid, account_data},
 };
 
@@ -143,10 +144,18 @@ async fn put(
     }
     rate_limit::check(app, Class::Messages, requester)?;
     let _one_at_a_time = app.preferences.edit(requester.user).await;
-    if room.is_none() && event_type == IGNORED_USERS {
-        check_ignored(app, &requester.user_id, json).await?;
+    let user = requester.user;
+    if room.is_some() || event_type != IGNORED_USERS {
+        return set(app, user, room, event_type, json).await;
     }
-    set(app, requester.user, room, event_type, json).await
+    check_ignored(app, &requester.user_id, json).await?;
+    let before = preferences::ignored(app, user).await?;
+    set(app, user, room, event_type, json).await?;
+    let now = preferences::ignored(app, user).await?;
+    let added: Vec<UserNid> = now.difference(&before).copied().collect();
+    let removed: Vec<UserNid> = before.difference(&now).copied().collect();
+    read::leave_out(app, user, &added, 1).await?;
+    read::leave_out(app, user, &removed, -1).await
 }
 
 /// Sets one item, and tells the user's syncs.

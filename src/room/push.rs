@@ -216,7 +216,7 @@ pub async fn evaluate(app: &App, room: &Room, event: &Event, member_count: i64) 
             None => Volume::All,
         };
         if ignores {
-            if usual.notifies && volume == Volume::All {
+            if usual.notifies {
                 verdict.ignoring.push(user);
             }
             continue;

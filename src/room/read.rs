@@ -52,14 +52,7 @@ pub async fn move_markers(
         let Some(marker) = moved(app, room, head, user, own, reach).await? else {
             continue;
         };
-        change.write(receipts::set_marker(user, room.nid, reach.thread, marker));
-        change.effect(Effect::Marker {
-            user,
-            room: room.nid,
-            thread: reach.thread,
-            marker,
-        });
-        head.markers.insert((user, reach.thread), marker);
+        set(head, &mut change, user, room, reach.thread, marker);
     }
     head.highlights.remove(&user);
     let pending = place.append(change);
@@ -73,8 +66,76 @@ pub async fn move_markers(
     }
 }
 
+/// Puts right the marks of a user who ignores others than before: what these have sent after a mark counts as unread
+/// from now on (`sign` -1), or no more (`sign` 1).
+///
+/// # Errors
+/// If the database fails.
+pub async fn leave_out(app: &App, user: UserNid, senders: &[UserNid], sign: i64) -> Result<()> {
+    if senders.is_empty() {
+        return Ok(());
+    }
+    let sent = receipts::sent_after_marks(&app.db, user, senders).await?;
+    let nids: Vec<_> = sent.iter().map(|(room, ..)| *room).collect();
+    let rooms = app.rooms.many(&app.db, || app.head(), &nids).await?;
+    for (nid, thread, count) in sent {
+        let Some(room) = rooms.get(&nid) else {
+            continue;
+        };
+        let place = app.log.place().await?;
+        let mut slot = room.head.lock().await;
+        let head = match slot.as_mut() {
+            Some(head) => head,
+            None => slot.insert(head::load(app, room).await?),
+        };
+        let mut marker = marker(app, room, head, user, thread).await?;
+        marker.own = (marker.own + sign * count).max(0);
+        let mut change = Change::new();
+        set(head, &mut change, user, room, thread, marker);
+        let pending = place.append(change);
+        drop(slot);
+        if let Err(error) = pending.committed().await {
+            *room.head.lock().await = None;
+            return Err(error.into());
+        }
+    }
+    Ok(())
+}
+
+fn set(
+    head: &mut Head,
+    change: &mut Change,
+    user: UserNid,
+    room: &Room,
+    thread: i64,
+    marker: ReadMarker,
+) {
+    change.write(receipts::set_marker(user, room.nid, thread, marker));
+    change.effect(Effect::Marker {
+        user,
+        room: room.nid,
+        thread,
+        marker,
+    });
+    head.markers.insert((user, thread), marker);
+}
+
+async fn marker(
+    app: &App,
+    room: &Room,
+    head: &Head,
+    user: UserNid,
+    thread: i64,
+) -> Result<ReadMarker> {
+    if let Some(marker) = head.markers.get(&(user, thread)) {
+        return Ok(*marker);
+    }
+    let marker = receipts::marker(&app.db, user, room.nid, thread).await?;
+    Ok(marker.unwrap_or_default())
+}
+
 /// The marker at `reach`, if that is further than the one of now: of the events that did not count since that one,
-/// those remain that are after `reach`.
+/// those remain that are after `reach`; none if it is the end of the room and nothing is on its way into it.
 async fn moved(
     app: &App,
     room: &Room,
@@ -83,14 +144,20 @@ async fn moved(
     own: &[UserNid],
     reach: &Reach,
 ) -> Result<Option<ReadMarker>> {
-    let now = match head.markers.get(&(user, reach.thread)) {
-        Some(marker) => *marker,
-        None => receipts::marker(&app.db, user, room.nid, reach.thread)
-            .await?
-            .unwrap_or_default(),
-    };
+    let now = marker(app, room, head, user, reach.thread).await?;
     if now.pos >= reach.pos {
         return Ok(None);
+    }
+    let is_all = {
+        let seen = room.seen();
+        seen.version == head.row.version && seen.last_pos <= reach.pos
+    };
+    if is_all {
+        return Ok(Some(ReadMarker {
+            pos: reach.pos,
+            idx: reach.idx,
+            own: 0,
+        }));
     }
     let span = (now.pos, reach.pos);
     let passed = match sent_between(room, own, reach.thread, span) {

@@ -171,6 +171,26 @@ pub async fn markers(db: &Db, user: UserNid) -> Result<Vec<(RoomNid, i64, ReadMa
         .collect()
 }
 
+/// How many events that notify by default some senders have sent after a user's markers: room, thread (0: none), count.
+pub async fn sent_after_marks(
+    db: &Db,
+    user: UserNid,
+    senders: &[UserNid],
+) -> Result<Vec<(RoomNid, i64, i64)>> {
+    let query = sql!(
+        "SELECT m.room_nid, m.thread_nid, count(*) FROM read_marker m JOIN event e ON e.room_nid = m.room_nid ",
+        "AND e.pos > m.pos AND coalesce(e.thread_nid, 0) = m.thread_nid ",
+        "WHERE m.user_nid = $1 AND m.thread_nid >= 0 AND e.flags & 16 <> 0 AND e.sender_nid ",
+        list(2),
+        " GROUP BY m.room_nid, m.thread_nid"
+    );
+    db.rows(query, args![user, senders])
+        .await?
+        .iter()
+        .map(|row| Ok((RoomNid(row.get(0)?), row.get(1)?, row.get(2)?)))
+        .collect()
+}
+
 /// Up to where a user has read a room (thread 0) or a thread.
 pub async fn marker(
     db: &Db,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use homing::{Server, server::StartError};
+use homing::{Server, app::App, server::StartError};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use tempfile::TempDir;
 
@@ -12,8 +12,8 @@ const LOCK: &str = "SELECT pg_try_advisory_lock(7161)";
 const TIME_LIMIT: Duration = Duration::from_mins(1);
 
 /// Ends all other connections to the server's database, as a restart of PostgreSQL does. Answers one of its own.
-async fn disconnect(server: &TestServer) -> PgConnection {
-    let url = server.app.config.database_url();
+async fn disconnect(app: &App) -> PgConnection {
+    let url = app.config.database_url();
     let mut connection = PgConnection::connect(&url).await.unwrap();
     connection
         .execute(
@@ -31,7 +31,7 @@ async fn a_claim_that_was_lost_is_renewed() {
         return;
     }
     let server = TestServer::start().await;
-    let mut connection = disconnect(&server).await;
+    let mut connection = disconnect(&server.app).await;
     let renewed = async {
         loop {
             let free: bool = sqlx::query_scalar(LOCK)
@@ -61,15 +61,16 @@ async fn a_server_whose_database_was_taken_stops() {
     if std::env::var_os("TEST_POSTGRES").is_none() {
         return;
     }
-    let server = TestServer::start().await;
-    let mut connection = disconnect(&server).await;
+    let directory = TempDir::new().unwrap();
+    let server = Server::start(test_config(&directory).await).await.unwrap();
+    let mut connection = disconnect(&server.app).await;
     let taken: bool = sqlx::query_scalar(LOCK)
         .fetch_one(&mut connection)
         .await
         .unwrap();
     assert!(taken);
-    let stopped = tokio::time::timeout(TIME_LIMIT, server.app.shutdown.cancelled());
-    assert!(stopped.await.is_ok());
+    let ended = tokio::time::timeout(TIME_LIMIT, server.ended());
+    assert!(matches!(ended.await, Ok(Err(StartError::InUse(_)))));
 }
 
 #[tokio::test]

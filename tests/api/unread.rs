@@ -334,8 +334,48 @@ async fn what_ignored_people_say_is_not_unread_and_leaves_no_rows() {
     eve.say(&room, "spam").await;
     assert_eq!(unread(&bob, &room).await, (0, 0));
     bob.put(&path, json!({ "ignored_users": {} })).await.ok();
+    assert_eq!(
+        unread(&bob, &room).await,
+        (0, 1),
+        "the last spam is heard now"
+    );
     eve.say(&room, "heard").await;
+    assert_eq!(unread(&bob, &room).await, (0, 2));
+}
+
+#[tokio::test]
+async fn counts_stay_right_when_ignoring_begins_and_ends() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    let bob = joined(&server, &room, "bob").await;
+    let eve = joined(&server, &room, "eve").await;
+    let path = format!("/user/{}/account_data/m.ignored_user_list", bob.id);
+    let ignore = json!({ "ignored_users": { eve.id.clone(): {} } });
+    let hear = json!({ "ignored_users": {} });
+    bob.put(&path, ignore.clone()).await.ok();
+    for _ in 0..3 {
+        eve.say(&room, "spam").await;
+    }
+    let one = alice.say(&room, "one").await;
+    alice.say(&room, "two").await;
+    assert_eq!(unread(&bob, &room).await, (0, 2));
+    bob.put(&path, hear.clone()).await.ok();
+    assert_eq!(unread(&bob, &room).await, (0, 5));
+    read(&bob, &room, &one).await;
     assert_eq!(unread(&bob, &room).await, (0, 1));
+    alice.say(&room, "three").await;
+    eve.say(&room, "four").await;
+    assert_eq!(unread(&bob, &room).await, (0, 3));
+
+    bob.put(&path, ignore).await.ok();
+    assert_eq!(unread(&bob, &room).await, (0, 2), "what eve said is hidden");
+    let five = alice.say(&room, "five").await;
+    for _ in 0..3 {
+        bob.say(&room, "mine").await;
+    }
+    read(&bob, &room, &five).await;
+    assert_eq!(unread(&bob, &room).await, (0, 0), "nobody reads their own");
 }
 
 #[tokio::test]
