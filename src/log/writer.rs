@@ -72,12 +72,16 @@ impl LogWriter {
                 }
                 Outcome::Refused(refused) => answer(&mut batch, refused),
                 Outcome::Failed(error) if batch.len() == 1 => {
-                    self.shared.failing.store(true, Ordering::Relaxed);
+                    // A key that is taken is the change's fault, not the database's.
+                    if !error.is_duplicate() {
+                        self.shared.failing.store(true, Ordering::Relaxed);
+                    }
                     let refused = vec![(0, append_error(error))];
                     answer(&mut batch, refused);
                 }
                 Outcome::Failed(WriteError::Database(error)) if !is_about_a_row(&error) => {
                     // The database cannot be reached: no change is to blame.
+                    self.shared.failing.store(true, Ordering::Relaxed);
                     let error = Arc::new(error);
                     let refused = (0..batch.len())
                         .map(|index| (index, AppendError::Database(Arc::clone(&error))));

@@ -38,3 +38,17 @@ async fn an_idle_database_has_an_empty_log() {
     let kept = alice.get(&format!("/rooms/{room}/event/{event}")).await;
     assert_eq!(kept.ok()["content"]["body"], "kept");
 }
+
+#[tokio::test]
+async fn a_refused_change_is_no_failure_of_the_database() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let room = alice.create_room(json!({})).await;
+    let path = "/directory/room/%23taken:localhost";
+    let body = json!({ "room_id": room });
+    alice.put(path, body.clone()).await.ok();
+    alice.put(path, body).await.fails(409, "M_UNKNOWN");
+    assert!(!server.app.log.is_failing());
+    let health = format!("http://{}/health", server.address);
+    assert_eq!(server.http.get(health).send().await.unwrap().status(), 200);
+}
