@@ -54,7 +54,11 @@ async fn set_global(
     let body = &call.body;
     call.requester.must_be(&body.user_id)?;
     let event_type = body.event_type.to_string();
-    put(&app, &call.requester, None, &event_type, body.data.json()).await?;
+    if event_type == IGNORED_USERS {
+        ignore(&app, &call.requester, body.data.json()).await?;
+    } else {
+        put(&app, &call.requester, None, &event_type, body.data.json()).await?;
+    }
     Ok(set_global_account_data::v3::Response::new())
 }
 
@@ -120,14 +124,8 @@ async fn get(app: &App, user: UserNid, room: Option<RoomNid>, event_type: &str) 
     found.ok_or_else(|| Error::not_found("no account data of this type"))
 }
 
-/// Sets what a client may set.
-async fn put(
-    app: &App,
-    requester: &Requester,
-    room: Option<RoomNid>,
-    event_type: &str,
-    content: &RawValue,
-) -> Result<()> {
+/// Checks that a client may set this.
+fn check(app: &App, requester: &Requester, event_type: &str, content: &RawValue) -> Result<()> {
     if matches!(event_type, "m.fully_read" | PUSH_RULES) {
         return Err(Error::new(
             StatusCode::METHOD_NOT_ALLOWED,
@@ -138,24 +136,42 @@ async fn put(
     if event_type.is_empty() || event_type.len() > TYPE_BYTES || event_type.contains('\0') {
         return Err(Error::invalid_param("this type is not possible"));
     }
-    let json = content.get();
-    if !json.starts_with('{') {
+    if !content.get().starts_with('{') {
         return Err(Error::bad_json("account data is a JSON object"));
     }
-    rate_limit::check(app, Class::Messages, requester)?;
+    rate_limit::check(app, Class::Messages, requester)
+}
+
+/// Sets what a client may set.
+async fn put(
+    app: &App,
+    requester: &Requester,
+    room: Option<RoomNid>,
+    event_type: &str,
+    content: &RawValue,
+) -> Result<()> {
+    check(app, requester, event_type, content)?;
     let _one_at_a_time = app.preferences.edit(requester.user).await;
-    let user = requester.user;
-    if room.is_some() || event_type != IGNORED_USERS {
-        return set(app, user, room, event_type, json).await;
-    }
-    check_ignored(app, &requester.user_id, json).await?;
-    let before = preferences::ignored(app, user).await?;
-    set(app, user, room, event_type, json).await?;
-    let now = preferences::ignored(app, user).await?;
-    let added: Vec<UserNid> = now.difference(&before).copied().collect();
-    let removed: Vec<UserNid> = before.difference(&now).copied().collect();
-    read::leave_out(app, user, &added, 1).await?;
-    read::leave_out(app, user, &removed, -1).await
+    set(app, requester.user, room, event_type, content.get()).await
+}
+
+/// Sets whom the requester ignores, and puts right what is unread to them. In a task of its own: a client that hangs up
+/// does not stop it half way.
+async fn ignore(app: &Arc<App>, requester: &Requester, content: &RawValue) -> Result<()> {
+    check(app, requester, IGNORED_USERS, content)?;
+    check_ignored(app, &requester.user_id, content.get()).await?;
+    let (app, user, content) = (Arc::clone(app), requester.user, content.to_owned());
+    let work = tokio::spawn(async move {
+        let _one_at_a_time = app.preferences.edit(user).await;
+        let before = preferences::ignored(&app, user).await?;
+        set(&app, user, None, IGNORED_USERS, content.get()).await?;
+        let now = preferences::ignored(&app, user).await?;
+        let added: Vec<UserNid> = now.difference(&before).copied().collect();
+        let removed: Vec<UserNid> = before.difference(&now).copied().collect();
+        read::leave_out(&app, user, &added, 1).await?;
+        read::leave_out(&app, user, &removed, -1).await
+    });
+    work.await.map_err(Error::internal)?
 }
 
 /// Sets one item, and tells the user's syncs.

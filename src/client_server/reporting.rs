@@ -6,7 +6,6 @@ use ruma::api::client::{
     reporting::report_user,
     room::{report_content, report_room},
 };
-
 use serde_json::{Map, Value};
 
 use crate::{
@@ -41,7 +40,7 @@ async fn report_content(
 ) -> Result<report_content::v3::Response> {
     let body = call.body;
     let unknown = || Error::not_found("there is no such event in a room that you are in");
-    let room = app.room(&body.room_id).await.map_err(|_| unknown())?;
+    let room = app.room(&body.room_id).await?;
     if !room.seen().local.contains_key(&call.requester.user) {
         return Err(unknown());
     }

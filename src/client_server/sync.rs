@@ -13,7 +13,6 @@ use bytes::Bytes;
 use futures_util::stream;
 use http::header;
 use ruma::api::{auth_scheme::AccessToken, client::sync::sync_events::v3};
-
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::{
@@ -43,15 +42,18 @@ async fn answer(
     let request = parse::<v3::Request>(&parts, &params, &[])?;
     let query = parts.uri.query().unwrap_or_default();
     let is_whole = request.full_state || request.since.as_ref().is_none_or(String::is_empty);
-    let turn = if is_whole {
-        let feed = app.bus.feed(&app.db, &app.log, requester.user).await?;
-        let turn = Arc::clone(&feed.whole).acquire_owned().await;
-        Some(turn.map_err(Error::internal)?)
-    } else {
-        None
+    let work = async {
+        let turn = if is_whole {
+            let feed = app.bus.feed(&app.db, &app.log, requester.user).await?;
+            let turn = Arc::clone(&feed.whole).acquire_owned().await;
+            Some(turn.map_err(Error::internal)?)
+        } else {
+            None
+        };
+        let answer = sync_events(&app, &requester, &request, query).await?;
+        Ok((turn, answer))
     };
-    let answer = sync_events(&app, &requester, &request, query);
-    let answer = auth::while_signed_in(&app, &requester, answer).await?;
+    let (turn, answer) = auth::while_signed_in(&app, &requester, work).await?;
     match turn {
         None => Ok(Json(answer).into_response()),
         Some(turn) => {

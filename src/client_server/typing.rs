@@ -32,13 +32,9 @@ async fn create_typing_event(
 ) -> Result<create_typing_event::v3::Response> {
     let user = call.requester.user;
     call.requester.must_be(&call.body.user_id)?;
-    let forbidden = || Error::forbidden("you are not in this room");
-    let room = app
-        .room(&call.body.room_id)
-        .await
-        .map_err(|_| forbidden())?;
+    let room = app.member_room(&call.body.room_id).await?;
     if !room.seen().local.contains_key(&user) {
-        return Err(forbidden());
+        return Err(Error::forbidden("you are not in this room"));
     }
     match call.body.state {
         Typing::Yes(TypingInfo { timeout, .. }) => typing::start(&app, &room, user, timeout),

@@ -19,7 +19,7 @@ use crate::{
     bus::Effect,
     error::{Error, Result},
     log::AppendError,
-    rooms::{Head, Room},
+    rooms::Room,
     storage::{DeviceNid, EventNid, UserNid, Write},
     typing,
 };
@@ -154,17 +154,16 @@ pub async fn append_all(
 }
 
 /// Who is no longer in a room does not type there.
-async fn end_typing(app: &App, room: &Room, events: &[NewEvent]) -> Result<()> {
+fn end_typing(app: &App, room: &Room, events: &[NewEvent], names: &Names) {
     for event in events {
         if event.event_type == "m.room.member"
             && let Some(Ok(user)) = event.state_key.as_deref().map(UserId::parse)
-            && let Some(user) = app.names.find_user(&app.db, &user).await?
+            && let Ok(user) = names.member(&user)
             && !room.seen().local.contains_key(&user)
         {
             typing::stop(app, room, user);
         }
     }
-    Ok(())
 }
 
 /// The same, with other writes and effects that belong to the events.
@@ -189,7 +188,7 @@ pub async fn append_with(
     for _ in 0..TRIES {
         let place = app.log.place().await?;
         let mut slot = room.head.lock().await;
-        let head = loaded(app, room, &mut slot).await?;
+        let head = head::in_slot(app, room, &mut slot).await?;
         let mut step = Step::new(app, room, head, sender, &names);
         step.also(writes, effects());
         for event in &events {
@@ -200,7 +199,7 @@ pub async fn append_with(
         drop(slot);
         match pending.committed().await {
             Ok(_) => {
-                end_typing(app, room, &events).await?;
+                end_typing(app, room, &events, &names);
                 return Ok(appended);
             }
             Err(error) => {
@@ -224,25 +223,11 @@ pub async fn append_with(
 /// the change build.
 async fn may_send(app: &App, room: &Arc<Room>, sender: &Sender, events: &[NewEvent]) -> Result<()> {
     let mut slot = room.head.lock().await;
-    let head = loaded(app, room, &mut slot).await?;
+    let head = head::in_slot(app, room, &mut slot).await?;
     if let Some(first) = events.first() {
         let nameless = Names::default();
         let step = Step::new(app, room, head, sender, &nameless);
         step.build(first.clone()).await?;
     }
     Ok(())
-}
-
-/// The head of a room that is locked, up to date with what is committed.
-async fn loaded<'a>(
-    app: &App,
-    room: &Arc<Room>,
-    slot: &'a mut Option<Head>,
-) -> Result<&'a mut Head> {
-    let head = match slot {
-        Some(head) => head,
-        None => slot.insert(head::load(app, room).await?),
-    };
-    head.settle(room);
-    Ok(head)
 }

@@ -21,6 +21,23 @@ pub fn key(event_type: &StateEventType, state_key: &str) -> Key {
     (event_type.to_string().into(), state_key.into())
 }
 
+/// The head in a room's lock, read if it is not there, and up to date with what is committed.
+///
+/// # Errors
+/// If the database fails.
+pub async fn in_slot<'a>(
+    app: &App,
+    room: &Room,
+    slot: &'a mut Option<Head>,
+) -> Result<&'a mut Head> {
+    let head = match slot {
+        Some(head) => head,
+        None => slot.insert(load(app, room).await?),
+    };
+    head.settle(room);
+    Ok(head)
+}
+
 /// Reads where a room stands.
 ///
 /// # Errors

@@ -43,10 +43,7 @@ pub async fn move_markers(
 ) -> Result<Pos> {
     let place = app.log.place().await?;
     let mut slot = room.head.lock().await;
-    let head = match slot.as_mut() {
-        Some(head) => head,
-        None => slot.insert(head::load(app, room).await?),
-    };
+    let head = head::in_slot(app, room, &mut slot).await?;
     // What is sent from here on is counted from the new marks.
     for reach in reached {
         let Some(marker) = moved(app, room, head, user, own, reach).await? else {
@@ -84,10 +81,7 @@ pub async fn leave_out(app: &App, user: UserNid, senders: &[UserNid], sign: i64)
         };
         let place = app.log.place().await?;
         let mut slot = room.head.lock().await;
-        let head = match slot.as_mut() {
-            Some(head) => head,
-            None => slot.insert(head::load(app, room).await?),
-        };
+        let head = head::in_slot(app, room, &mut slot).await?;
         let mut marker = marker(app, room, head, user, thread).await?;
         marker.own = (marker.own + sign * count).max(0);
         let mut change = Change::new();
