@@ -31,13 +31,10 @@ impl ApplicationServices {
     /// If a pattern cannot be read, which checked settings do not have.
     pub fn new(config: &Config) -> Result<Self> {
         let services = config.application_services.iter().map(|service| {
-            let users = service.users.iter();
-            // As others do it: from the start of the user id on, not necessarily to its end.
-            let users = users.map(|pattern| Regex::new(&format!("^(?:{pattern})")));
             Ok(Service {
                 token: hash_token(service.token.reveal()),
                 sender_localpart: service.sender_localpart.clone(),
-                users: users.collect::<Result<_, _>>().map_err(Error::internal)?,
+                users: service.patterns().map_err(Error::internal)?,
                 exclusive: service.exclusive,
             })
         });

@@ -264,7 +264,7 @@ impl Authenticate for AppserviceToken {
         false
     }
 
-    /// No application service is registered here, so no token is one of theirs.
+    /// What only application services may ask is not built yet, so no token opens it.
     async fn authenticate(_: &App, parts: &Parts) -> Result<()> {
         match token::<AccessTokenOptional>(parts)? {
             Some(_) => Err(Error::unknown_token(false)),

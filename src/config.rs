@@ -15,6 +15,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use regex::Regex;
 use ruma::{OwnedServerName, RoomVersionId, owned_server_name};
 use serde::{Deserialize, Serialize};
 
@@ -154,6 +155,19 @@ pub struct ApplicationService {
     /// Whether nobody else may have such names.
     #[serde(default = "exclusive")]
     pub exclusive: bool,
+}
+
+impl ApplicationService {
+    /// Its patterns, as others read them: from the start of a user id on, not necessarily to its end.
+    ///
+    /// # Errors
+    /// If one is no regular expression.
+    pub fn patterns(&self) -> Result<Vec<Regex>, regex::Error> {
+        let users = self.users.iter();
+        users
+            .map(|pattern| Regex::new(&format!("^(?:{pattern})")))
+            .collect()
+    }
 }
 
 fn exclusive() -> bool {

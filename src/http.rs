@@ -168,7 +168,7 @@ impl Routes {
         let method_router = changed::handler::<R, F, A>(handler, |app, path, raw| {
             app.uiaa.complete(path, raw, app.clock.now())
         });
-        self.known::<R>(Some(BODY_LIMIT), &method_router)
+        self.known::<R>(Some(bodies::FREE), &method_router)
     }
 
     /// Answers an endpoint of whose body ruma demands a field that the specification does not: one that is left out has
@@ -183,7 +183,7 @@ impl Routes {
     {
         let method_router =
             changed::handler::<R, F, A>(handler, move |_, _, raw| changed::fill(raw, field, value));
-        self.known::<R>(Some(BODY_LIMIT), &method_router)
+        self.known::<R>(Some(bodies::FREE), &method_router)
     }
 
     /// Answers ruma's endpoint `R`, under each of its paths, with an axum handler: for bodies that are not JSON.

@@ -1,8 +1,8 @@
 //! The log: every change is appended here, gets its positions, and is durable before its caller hears of it.
 //!
 //! One task writes. It takes all changes that wait, allocates their positions, writes each table once, commits once,
-//! tells the readers ([`OnCommit`]), answers every caller, and then wakes the readers that sleep. So the position order is the commit order, a
-//! caller's own reads see its write, and many callers share one `fsync`. See `ARCHITECTURE.md`, "The log".
+//! tells the readers ([`OnCommit`]), answers every caller, and then wakes the readers that sleep. So the position order is
+//! the commit order, a caller's own reads see its write, and many callers share one `fsync`. See `ARCHITECTURE.md`, "The log".
 
 mod writer;
 

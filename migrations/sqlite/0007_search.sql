@@ -1,4 +1,3 @@
--- differs on PostgreSQL: each has a full-text search of its own.
 -- What can be searched. rowid: the event; room and key: one word each that says where the words are from.
 -- differs on PostgreSQL, whose full-text search is its own.
 

@@ -6,10 +6,7 @@ use homing_federation::{json::strict_json, room_version};
 use ruma::{
     CanonicalJsonObject, CanonicalJsonValue, RoomAliasId, UserId,
     api::{
-        client::room::{
-            Visibility,
-            create_room::v3::{Request, Response, RoomPreset},
-        },
+        client::room::create_room::v3::{Request, Response, RoomPreset},
         error::ErrorKind,
     },
     events::{StateEventType, room::member::MembershipState},
@@ -18,6 +15,7 @@ use ruma::{
 use serde::Deserialize;
 use serde_json::{json, value::RawValue};
 
+use super::public_rooms;
 use crate::{
     app::App,
     auth::Requester,
@@ -81,14 +79,7 @@ async fn create_room(app: Arc<App>, call: Call<Request>) -> Result<Response> {
             message,
         ));
     };
-    let published = match request.visibility {
-        Visibility::Public => true,
-        Visibility::Private => false,
-        _ => {
-            let message = "`visibility` is \"public\" or \"private\"";
-            return Err(Error::invalid_param(message));
-        }
-    };
+    let published = public_rooms::is_public(&request.visibility)?;
     let defaults = Defaults {
         rules: &rules.authorization,
         preset: preset(request.preset.as_ref(), published)?,

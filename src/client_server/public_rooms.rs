@@ -146,6 +146,20 @@ async fn get_room_visibility(
     Ok(get_room_visibility::v3::Response::new(visibility))
 }
 
+/// Whether a visibility in the directory is the public one.
+///
+/// # Errors
+/// `M_INVALID_PARAM` for one that the specification does not have.
+pub(super) fn is_public(visibility: &Visibility) -> Result<bool> {
+    match visibility {
+        Visibility::Public => Ok(true),
+        Visibility::Private => Ok(false),
+        _ => Err(Error::invalid_param(
+            "`visibility` is \"public\" or \"private\"",
+        )),
+    }
+}
+
 /// `PUT /_matrix/client/v3/directory/list/room/{roomId}`
 ///
 /// For who may change the room's `m.room.canonical_alias`, and for administrators.
@@ -155,14 +169,7 @@ async fn set_room_visibility(
 ) -> Result<set_room_visibility::v3::Response> {
     let request = call.body;
     let room = app.room(&request.room_id).await?;
-    let published = match request.visibility {
-        Visibility::Public => true,
-        Visibility::Private => false,
-        _ => {
-            let message = "`visibility` is \"public\" or \"private\"";
-            return Err(Error::invalid_param(message));
-        }
-    };
+    let published = is_public(&request.visibility)?;
     if !aliases::may_manage(&app, &room, &call.requester).await? {
         return Err(Error::forbidden(
             "it takes the power to change the room's main alias",

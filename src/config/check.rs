@@ -2,7 +2,6 @@
 //! each other.
 
 use http::Uri;
-use regex::Regex;
 use ruma::RoomVersionId;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
@@ -186,13 +185,11 @@ fn check_application_services(config: &Config) -> Result<(), Problem> {
             key("sender_localpart"),
             "must not be empty",
         )?;
-        for pattern in &service.users {
-            require(
-                Regex::new(&format!("^(?:{pattern})")).is_ok(),
-                key("users"),
-                "must be regular expressions",
-            )?;
-        }
+        require(
+            service.patterns().is_ok(),
+            key("users"),
+            "must be regular expressions",
+        )?;
     }
     Ok(())
 }

@@ -15,7 +15,9 @@ use super::{
 };
 use crate::{
     app::App,
+    bus::Effect,
     error::{Error, Result},
+    log::{AppendError, Change},
     rooms::Room,
     storage::{Member, Membership, members, profiles},
 };
@@ -250,10 +252,6 @@ pub async fn finish_deactivations(app: &App) -> Result<()> {
 /// # Errors
 /// `M_UNKNOWN` while the user is in the room or invited.
 pub async fn forget(app: &App, room: &Room, sender: &Sender) -> Result<()> {
-    use crate::{
-        bus::Effect,
-        log::{AppendError, Change},
-    };
     let member = members::get(&app.db, room.nid, sender.user).await?;
     match member.map(|member| member.membership) {
         Some(Membership::Leave | Membership::Ban) => {}

@@ -4,7 +4,7 @@
 //! What is kept for single people is where they differ from it: they are mentioned, or have rules of their own. Nothing is
 //! kept of what a muted room does not say: that is seen from the rules when somebody counts.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use ruma::{
     UInt, UserId,
@@ -195,6 +195,7 @@ pub async fn evaluate(app: &App, room: &Room, event: &Event, member_count: i64) 
             }
         }
     }
+    let named: HashSet<UserNid> = named.into_values().collect();
     members.retain(|(user, _)| *user != event.sender);
     let users: Vec<UserNid> = members.iter().map(|(user, _)| *user).collect();
     let preferences = preferences::many(app, &users).await?;
@@ -202,7 +203,7 @@ pub async fn evaluate(app: &App, room: &Room, event: &Event, member_count: i64) 
         let own = preferences.get(&user);
         let rules = own.and_then(|own| own.rules.clone());
         let ignores = own.is_some_and(|own| own.ignored.contains(&event.sender));
-        let is_named = named.values().any(|named| *named == user);
+        let is_named = named.contains(&user);
         if rules.is_none() && !ignores && !is_named {
             let flags = usual.flags(usual.notifies, Volume::All);
             if flags != 0 {

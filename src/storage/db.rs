@@ -1,7 +1,7 @@
 //! The two databases behind one door: native sqlx drivers, four verbs, one SQL text.
 //!
-//! This file, `transactor.rs`, `postgres_rows.rs` and `upkeep.rs` alone know which database runs. A storage function that takes `&Db` only reads; one that
-//! changes something returns a [`Write`](super::Write), which the log's writer applies.
+//! This file, `transactor.rs`, `postgres_rows.rs` and `upkeep.rs` alone know which database runs. A storage function that
+//! takes `&Db` only reads; one that changes something returns a [`Write`](super::Write), which the log's writer applies.
 
 use std::{
     io,

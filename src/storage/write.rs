@@ -7,7 +7,8 @@ use super::{Arg, Sql};
 /// A statement that changes one row of one table, in a form that lets many rows travel in one statement.
 ///
 /// Made once for each table (`static SET: Insert = Insert { … }`); rows of the same `Insert` in one commit become one
-/// statement. Each column takes one kind of [`Arg`]. `conflict` must overwrite the whole row or do nothing, because of two rows with the same key the later wins.
+/// statement. Each column takes one kind of [`Arg`]. `conflict` must overwrite the whole row or do nothing, because of two
+/// rows with the same key the later wins.
 #[derive(Debug)]
 pub struct Insert {
     /// The table.
