@@ -136,6 +136,18 @@ impl Routes {
         self.known::<R>(Some(BODY_LIMIT), &handler)
     }
 
+    /// The same for an answer that the handler makes itself, as one that is too large for memory.
+    #[must_use]
+    pub fn stream<R, F, A>(self, handler: F) -> Self
+    where
+        R: IncomingRequest<Authentication: Authenticate> + Send + 'static,
+        F: Fn(Arc<App>, Call<R>) -> A + Clone + Send + Sync + 'static,
+        A: Future<Output = Result<Response>> + Send,
+    {
+        let handler = endpoint(BODY_LIMIT, handler, Ok);
+        self.known::<R>(Some(BODY_LIMIT), &handler)
+    }
+
     /// Answers ruma's endpoint `R` under one more path, which ruma does not know.
     #[must_use]
     pub fn at<R, F, A>(mut self, path: &str, handler: F) -> Self
