@@ -14,14 +14,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ruma::OwnedServerName;
+
 use crate::{
     error::Result,
     log::{Committed, Log},
     names::Key,
     rooms::{Room, Rooms},
     storage::{
-        self, Db, Event, Member, Membership, Pos, Position, ReadMarker, Receipt, RoomNid, UserNid,
-        highlights::Highlight, rooms::HeadRow,
+        self, Db, Event, Member, Membership, Pos, Position, ReadMarker, Receipt, RoomNid,
+        ServerNid, UserNid, highlights::Highlight, rooms::HeadRow,
     },
 };
 pub use feed::{Feed, FeedState};
@@ -63,6 +65,19 @@ pub enum Effect {
         /// The member; `at` is the position.
         member: Member,
         /// The position of the member event.
+        at: Position,
+    },
+    /// So many users of another server have joined a room now.
+    Server {
+        /// The room.
+        room: Arc<Room>,
+        /// The server.
+        name: OwnedServerName,
+        /// The same.
+        server: ServerNid,
+        /// How many.
+        joined: i64,
+        /// The position of the event that changed it.
         at: Position,
     },
     /// A user has forgotten a room.
@@ -297,6 +312,23 @@ impl Bus {
         }
     }
 
+    fn member(&self, room: &Room, member: &Member, told: &mut Told) {
+        if !member.is_local {
+            return;
+        }
+        let mut seen = room.seen_mut();
+        if member.membership == Membership::Join {
+            let name = member.display_name.as_deref().map(Into::into);
+            if seen.local.insert(member.user, name).is_none() {
+                self.met(member.user, &seen.local, told);
+            }
+        } else {
+            seen.local.remove(&member.user);
+        }
+        drop(seen);
+        self.one(member.user, told, |feed| feed.member_changed(member));
+    }
+
     fn apply_one(&self, rooms: &Rooms, first: Pos, effect: Effect, told: &mut Told) {
         match effect {
             Effect::Room(room) => rooms.keep(&room),
@@ -342,19 +374,17 @@ impl Bus {
                 at,
             } => {
                 member.pos = at.after(first);
-                if member.is_local {
-                    let mut seen = room.seen_mut();
-                    if member.membership == Membership::Join {
-                        let name = member.display_name.as_deref().map(Into::into);
-                        if seen.local.insert(member.user, name).is_none() {
-                            self.met(member.user, &seen.local, told);
-                        }
-                    } else {
-                        seen.local.remove(&member.user);
-                    }
-                    drop(seen);
-                    self.one(member.user, told, |feed| feed.member_changed(&member));
-                }
+                self.member(&room, &member, told);
+            }
+            Effect::Server {
+                room,
+                name,
+                server,
+                joined,
+                at,
+            } => {
+                let pos = at.after(first);
+                room.seen_mut().set_server(name, server, joined, pos);
             }
             Effect::Forgotten { room, user } => self.one(user, told, |feed| feed.forgotten(room)),
             Effect::Redacted {

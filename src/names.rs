@@ -3,18 +3,22 @@
 //! A name gets its integer in a commit of its own, before anything refers to it; so a cached integer is always one that
 //! the database knows. "Not found" is never kept.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use quick_cache::sync::Cache;
-use ruma::{OwnedUserId, UserId};
+use ruma::{OwnedServerName, OwnedUserId, ServerName, UserId};
 
 use crate::{
     error::{Error, Result},
     log::{Change, Log},
-    storage::{Db, EventNid, KeyNid, TypeNid, UserNid, events, names},
+    storage::{Db, EventNid, KeyNid, ServerNid, TypeNid, UserNid, events, names, servers},
 };
 
 const CACHED_USERS: usize = 200_000;
+const CACHED_SERVERS: usize = 20_000;
 const CACHED_TYPES: usize = 10_000;
 const CACHED_KEYS: usize = 200_000;
 const CACHED_EVENTS: usize = 20_000;
@@ -27,6 +31,7 @@ pub type Key = (Arc<str>, Arc<str>);
 pub struct Names {
     users: Cache<OwnedUserId, UserNid>,
     user_ids: Cache<UserNid, OwnedUserId>,
+    servers: Cache<OwnedServerName, ServerNid>,
     types: Cache<Arc<str>, TypeNid>,
     keys: Cache<Key, KeyNid>,
     by_key: Cache<KeyNid, Key>,
@@ -38,6 +43,7 @@ impl Default for Names {
         Self {
             users: Cache::new(CACHED_USERS),
             user_ids: Cache::new(CACHED_USERS),
+            servers: Cache::new(CACHED_SERVERS),
             types: Cache::new(CACHED_TYPES),
             keys: Cache::new(CACHED_KEYS),
             by_key: Cache::new(CACHED_KEYS),
@@ -155,6 +161,63 @@ impl Names {
     fn keep_user(&self, id: &OwnedUserId, nid: UserNid) {
         self.users.insert(id.clone(), nid);
         self.user_ids.insert(nid, id.clone());
+    }
+
+    /// The nids of those other servers that were ever seen here.
+    pub async fn find_servers<'a>(
+        &self,
+        db: &Db,
+        names: impl IntoIterator<Item = &'a ServerName>,
+    ) -> Result<HashMap<OwnedServerName, ServerNid>> {
+        let mut found = HashMap::new();
+        let mut missing = Vec::new();
+        for name in names {
+            match self.servers.get(name) {
+                Some(nid) => {
+                    found.insert(name.to_owned(), nid);
+                }
+                None => missing.push(name.to_string()),
+            }
+        }
+        if !missing.is_empty() {
+            for (name, nid) in servers::servers(db, missing).await? {
+                let name = OwnedServerName::try_from(name).map_err(Error::internal)?;
+                self.servers.insert(name.clone(), nid);
+                found.insert(name, nid);
+            }
+        }
+        Ok(found)
+    }
+
+    /// The nids of other servers, given now where they must be.
+    pub async fn servers<'a>(
+        &self,
+        db: &Db,
+        log: &Log,
+        names: impl IntoIterator<Item = &'a ServerName> + Clone,
+    ) -> Result<HashMap<OwnedServerName, ServerNid>> {
+        let found = self.find_servers(db, names.clone()).await?;
+        let mut change = Change::new();
+        let mut missing = HashSet::new();
+        for name in names.clone() {
+            if !found.contains_key(name) && missing.insert(name) {
+                change.write(servers::add(ServerNid(log.new_id()?), name.as_str()));
+            }
+        }
+        if missing.is_empty() {
+            return Ok(found);
+        }
+        log.append(change).await?;
+        self.find_servers(db, names).await
+    }
+
+    /// The nid of another server, given now if it must be.
+    pub async fn server(&self, db: &Db, log: &Log, name: &ServerName) -> Result<ServerNid> {
+        let servers = self.servers(db, log, std::iter::once(name)).await?;
+        servers
+            .get(name)
+            .copied()
+            .ok_or_else(|| Error::internal("a server just named is not known"))
     }
 
     /// The nid of an event type, given now if it must be.

@@ -13,15 +13,18 @@ use std::{
 
 use quick_cache::{Weighter, sync::Cache};
 use ruma::{
-    OwnedEventId, OwnedRoomId, RoomId, RoomVersionId, room_version_rules::RoomVersionRules,
+    OwnedEventId, OwnedRoomId, OwnedServerName, RoomId, RoomVersionId,
+    room_version_rules::RoomVersionRules,
 };
 
 use crate::{
     error::{Error, Result},
     names::Key,
     storage::{
-        self, Db, Event, EventNid, Pos, ReadMarker, Receipt, RoomNid, UserNid, members,
+        self, Db, Event, EventNid, Pos, ReadMarker, Receipt, RoomNid, ServerInRoom, ServerNid,
+        UserNid, members,
         rooms::{HeadRow, RoomRow},
+        servers,
         threads::ThreadCount,
     },
 };
@@ -44,6 +47,13 @@ const RECENT_RECEIPTS: usize = 64;
 /// How many state events a room keeps in memory, and how many bytes of them.
 const STATE_EVENTS: usize = 512;
 const STATE_BYTES: usize = 1 << 20;
+
+/// Who is in a room, as it is loaded.
+#[derive(Debug, Default)]
+struct Members {
+    local: HashMap<UserNid, Option<Arc<str>>>,
+    servers: HashMap<OwnedServerName, ServerInRoom>,
+}
 
 /// A room in memory. There is never more than one for the same room.
 #[derive(Debug)]
@@ -78,6 +88,18 @@ pub struct Head {
     pub markers: HashMap<(UserNid, i64), ReadMarker>,
     /// How many events that they have not read count otherwise for people than for most, as far as it was asked for.
     pub highlights: HashMap<UserNid, i64>,
+    /// How many users of other servers have joined, and from where on their servers hear of the room, for those servers
+    /// of which that has changed since the room was loaded.
+    pub servers: HashMap<OwnedServerName, ServerCount>,
+}
+
+/// A server of a room for who changes the room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServerCount {
+    /// How many of its users have joined.
+    pub joined: i64,
+    /// What is committed after this position is for the server.
+    pub from_pos: Pos,
 }
 
 impl Head {
@@ -91,6 +113,7 @@ impl Head {
             threads: HashMap::new(),
             markers: HashMap::new(),
             highlights: HashMap::new(),
+            servers: HashMap::new(),
         }
     }
 }
@@ -116,6 +139,8 @@ pub struct Seen {
     pub bump_pos: Pos,
     /// The local users who have joined, with their display names here.
     pub local: HashMap<UserNid, Option<Arc<str>>>,
+    /// The other servers that are in the room, or were once.
+    pub servers: HashMap<OwnedServerName, ServerInRoom>,
     /// The latest events, oldest first: all after `events_from`.
     pub events: VecDeque<Arc<Event>>,
     /// Where `events` begins.
@@ -135,7 +160,7 @@ pub struct Seen {
 }
 
 impl Room {
-    fn new(row: &RoomRow, head: Pos, local: HashMap<UserNid, Option<Arc<str>>>) -> Result<Self> {
+    fn new(row: &RoomRow, head: Pos, members: Members) -> Result<Self> {
         let version =
             RoomVersionId::try_from(row.room_version.as_str()).map_err(Error::internal)?;
         let rules = homing_federation::room_version::rules(&version).ok_or_else(|| {
@@ -151,7 +176,8 @@ impl Room {
             unread_idx: row.head.unread_idx,
             last_pos: row.last_pos,
             bump_pos: row.bump_pos,
-            local,
+            local: members.local,
+            servers: members.servers,
             events_from: head,
             receipts_from: head,
             threads_from: head,
@@ -196,6 +222,27 @@ impl Seen {
             self.events_bytes -= bytes(&event);
             self.events_from = event.pos.unwrap_or(self.events_from);
         }
+    }
+
+    /// Sets how many users of another server have joined, since the change at `pos`.
+    pub(crate) fn set_server(
+        &mut self,
+        name: OwnedServerName,
+        server: ServerNid,
+        joined: i64,
+        pos: Pos,
+    ) {
+        let before = self.servers.get(&name);
+        let from_pos = before
+            .filter(|before| before.joined > 0)
+            .map_or(pos - 1, |before| before.from_pos);
+        let now = ServerInRoom {
+            server,
+            joined,
+            from_pos,
+            left_pos: (joined == 0).then_some(pos),
+        };
+        self.servers.insert(name, now);
     }
 
     /// Adds a committed receipt.
@@ -258,7 +305,8 @@ impl Seen {
 
     /// About how many bytes the room takes.
     fn bytes(&self) -> usize {
-        let entries = self.local.len() + self.threads.len() + self.receipts.len();
+        let people = self.local.len() + self.servers.len();
+        let entries = people + self.threads.len() + self.receipts.len();
         ROOM_BYTES + self.events_bytes + self.state_bytes + ENTRY_BYTES * entries
     }
 }
@@ -382,19 +430,25 @@ impl Rooms {
     /// changes: what is read belongs to `head`.
     async fn load(&self, db: &Db, head: Pos, rows: Vec<RoomRow>) -> Result<Vec<Arc<Room>>> {
         let nids: Vec<RoomNid> = rows.iter().map(|row| row.nid).collect();
-        let mut local: HashMap<RoomNid, HashMap<UserNid, Option<Arc<str>>>> = HashMap::new();
+        let mut members: HashMap<RoomNid, Members> = HashMap::new();
         for (room, user, name) in members::local_joined(db, &nids).await? {
-            local
+            let name = name.map(Into::into);
+            members.entry(room).or_default().local.insert(user, name);
+        }
+        for (room, name, server) in servers::of_rooms(db, &nids).await? {
+            let name = OwnedServerName::try_from(name).map_err(Error::internal)?;
+            members
                 .entry(room)
                 .or_default()
-                .insert(user, name.map(Into::into));
+                .servers
+                .insert(name, server);
         }
         rows.into_iter()
             .map(|row| {
                 let room = Arc::new(Room::new(
                     &row,
                     head,
-                    local.remove(&row.nid).unwrap_or_default(),
+                    members.remove(&row.nid).unwrap_or_default(),
                 )?);
                 self.keep(&room);
                 Ok(room)
@@ -407,7 +461,7 @@ impl Rooms {
     /// # Errors
     /// If its id or version is not valid.
     pub fn create(row: &RoomRow, head: Pos) -> Result<Arc<Room>> {
-        Ok(Arc::new(Room::new(row, head, HashMap::new())?))
+        Ok(Arc::new(Room::new(row, head, Members::default())?))
     }
 
     /// When a room is created that is created now: a millisecond that no other room was created in. The id of a room is a

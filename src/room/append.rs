@@ -6,6 +6,7 @@
 
 mod counts;
 mod names;
+mod servers;
 mod step;
 
 use std::sync::Arc;

@@ -60,6 +60,8 @@ pub mod flags {
     pub const HAS_URL: i64 = 8;
     /// The event notifies by default, so it is counted in `unread_idx`.
     pub const NOTIFIES: i64 = 16;
+    /// The event is one that this server must send to others: it was made here, or accepted here for another server.
+    pub const OURS: i64 = 32;
     /// None of these may be shown.
     pub const HIDDEN: i64 = OUTLIER | REJECTED | SOFT_FAILED;
 }

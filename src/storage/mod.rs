@@ -31,6 +31,7 @@ pub mod relations;
 pub mod reports;
 pub mod rooms;
 pub mod search;
+pub mod servers;
 pub mod sessions;
 pub mod state;
 pub mod summaries;
@@ -47,9 +48,10 @@ pub use db::{
 pub use events::Event;
 pub use members::{Member, Membership};
 pub use nid::{
-    DeviceNid, EventNid, KeyNid, MediaNid, Pos, RoomNid, TypeNid, UserNid, pack, unpack,
+    DeviceNid, EventNid, KeyNid, MediaNid, Pos, RoomNid, ServerNid, TypeNid, UserNid, pack, unpack,
 };
 pub use receipts::{ReadMarker, Receipt, ReceiptKind, ReceiptThread};
+pub use servers::ServerInRoom;
 pub use sqlx::Error;
 pub use transactor::Transactor;
 pub use write::{Insert, Rows, Table, Write, WriteError};

@@ -43,6 +43,8 @@ nids! {
     TypeNid,
     /// A pair of event type and state key.
     KeyNid,
+    /// Another server.
+    ServerNid,
     /// A file in the content repository.
     MediaNid,
 }

@@ -3,14 +3,14 @@
 use std::collections::{BTreeSet, HashMap};
 
 use homing_federation::draft::MAX_FIELD_BYTES;
-use ruma::{OwnedUserId, UserId};
+use ruma::{OwnedServerName, OwnedUserId, ServerName, UserId};
 
 use super::NewEvent;
 use crate::{
     app::App,
     error::{Error, Result},
     names::Key,
-    storage::{KeyNid, TypeNid, UserNid},
+    storage::{KeyNid, ServerNid, TypeNid, UserNid},
 };
 
 /// Names of events to be, with their integers.
@@ -19,6 +19,7 @@ pub(super) struct Names {
     types: HashMap<String, TypeNid>,
     keys: HashMap<Key, KeyNid>,
     members: HashMap<OwnedUserId, UserNid>,
+    servers: HashMap<OwnedServerName, ServerNid>,
 }
 
 impl Names {
@@ -36,9 +37,13 @@ impl Names {
             types,
             keys: app.names.find_keys(&app.db, &wanted.keys).await?,
             members: app.names.find_users(&app.db, wanted.members()).await?,
+            servers: app.names.find_servers(&app.db, wanted.servers(app)).await?,
         };
         let all = wanted.keys.iter().all(|key| names.keys.contains_key(key))
-            && wanted.members().all(|id| names.members.contains_key(id));
+            && wanted.members().all(|id| names.members.contains_key(id))
+            && wanted
+                .servers(app)
+                .all(|name| names.servers.contains_key(name));
         Ok(all.then_some(names))
     }
 
@@ -55,6 +60,7 @@ impl Names {
             types,
             keys: app.names.keys(db, log, &wanted.keys).await?,
             members: app.names.users(db, log, wanted.members()).await?,
+            servers: app.names.servers(db, log, wanted.servers(app)).await?,
         })
     }
 
@@ -68,6 +74,10 @@ impl Names {
 
     pub(super) fn member(&self, id: &UserId) -> Result<UserNid> {
         self.members.get(id).copied().ok_or_else(unnamed)
+    }
+
+    pub(super) fn server(&self, name: &ServerName) -> Result<ServerNid> {
+        self.servers.get(name).copied().ok_or_else(unnamed)
     }
 }
 
@@ -105,6 +115,12 @@ impl<'a> Wanted<'a> {
 
     fn members(&self) -> impl Iterator<Item = &UserId> + Clone {
         self.members.iter().map(AsRef::as_ref)
+    }
+
+    /// The servers of the members, without this one.
+    fn servers(&self, app: &App) -> impl Iterator<Item = &ServerName> + Clone {
+        let others = self.members().filter(|id| !app.is_local(id));
+        others.map(UserId::server_name)
     }
 }
 

@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use homing_federation::{auth, draft::Draft, event::Pdu};
 use ruma::{
-    OwnedEventId, UserId,
+    OwnedEventId, OwnedServerName, UserId,
     events::{StateEventType, TimelineEventType, room::member::MembershipState},
 };
 use serde::Deserialize;
@@ -21,7 +21,7 @@ use crate::{
     log::Change,
     names::Key,
     room::head::{self, StateMap},
-    rooms::{Head, Room},
+    rooms::{Head, Room, ServerCount},
     storage::{
         self, Event, EventNid, Member, Membership, Position, ReadMarker, UserNid, Write,
         events::flags, highlights, members, receipts, rooms::HeadRow, state::StateAt,
@@ -49,7 +49,7 @@ pub(super) struct Step<'a> {
     pub(super) room: &'a Arc<Room>,
     pub(super) head: &'a mut Head,
     pub(super) sender: &'a Sender,
-    names: &'a Names,
+    pub(super) names: &'a Names,
     pub(super) change: Change,
     pub(super) row: HeadRow,
     extremity_ids: Vec<OwnedEventId>,
@@ -57,6 +57,7 @@ pub(super) struct Step<'a> {
     pub(super) threads: HashMap<EventNid, ThreadCount>,
     markers: HashMap<(UserNid, i64), ReadMarker>,
     pub(super) highlights: HashMap<UserNid, i64>,
+    pub(super) servers: HashMap<OwnedServerName, ServerCount>,
     last: Option<Position>,
     appended: Vec<Appended>,
 }
@@ -107,6 +108,7 @@ impl<'a> Step<'a> {
             threads: HashMap::new(),
             markers: HashMap::new(),
             highlights: HashMap::new(),
+            servers: HashMap::new(),
             last: None,
             appended: Vec::new(),
         }
@@ -140,7 +142,7 @@ impl<'a> Step<'a> {
             type_nid: self.names.event_type(&pdu.event_type)?,
             key: key.as_ref().map(|key| self.names.key(key)).transpose()?,
             sender: self.sender.user,
-            flags: if has_url(&pdu) { flags::HAS_URL } else { 0 },
+            flags: flags::OURS | if has_url(&pdu) { flags::HAS_URL } else { 0 },
             state_line: self.row.state_line,
             state_sv: self.row.state_sv,
             replaces: key
@@ -327,6 +329,9 @@ impl<'a> Step<'a> {
             self.change.write(write);
             self.highlights.insert(member.user, 0);
         }
+        if !member.is_local {
+            self.count_server(user_id.server_name(), before, member.membership, at)?;
+        }
         self.change.write(members::set(&member, at));
         let room = Arc::clone(self.room);
         self.change.effect(Effect::Member { room, member, at });
@@ -386,6 +391,7 @@ impl<'a> Step<'a> {
         self.head.threads.extend(self.threads);
         self.head.markers.extend(self.markers);
         self.head.highlights.extend(self.highlights);
+        self.head.servers.extend(self.servers);
         (self.change, self.appended, version)
     }
 }
