@@ -16,6 +16,7 @@ pub mod profile;
 pub mod push;
 pub mod read;
 pub mod receipts;
+pub mod server_acl;
 pub mod summary;
 pub mod timeline;
 pub mod upgrade;

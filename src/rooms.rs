@@ -14,7 +14,7 @@ use std::{
 use quick_cache::{Weighter, sync::Cache};
 use ruma::{
     OwnedEventId, OwnedRoomId, OwnedServerName, RoomId, RoomVersionId,
-    room_version_rules::RoomVersionRules,
+    events::room::server_acl::RoomServerAclEventContent, room_version_rules::RoomVersionRules,
 };
 
 use crate::{
@@ -155,6 +155,8 @@ pub struct Seen {
     pub state: HashMap<Key, Option<Arc<Event>>>,
     /// What `state` takes, in bytes.
     state_bytes: usize,
+    /// Which servers may take part, as this state event says.
+    pub server_acl: Option<(EventNid, Arc<RoomServerAclEventContent>)>,
     /// Counts the changes of state, so that a slow reader does not put an old event into `state`.
     pub state_changes: u64,
 }
