@@ -240,7 +240,7 @@ impl Draft {
 }
 
 /// The event id of an event, from its redacted form without signatures.
-fn event_id(redacted: &[u8], rules: &RoomVersionRules) -> Result<OwnedEventId, Error> {
+pub(crate) fn event_id(redacted: &[u8], rules: &RoomVersionRules) -> Result<OwnedEventId, Error> {
     let hash = Sha256::digest(redacted);
     let hash = match rules.event_id_format {
         EventIdFormatVersion::V2 => BASE64_STANDARD_NO_PAD.encode(hash),
@@ -250,7 +250,7 @@ fn event_id(redacted: &[u8], rules: &RoomVersionRules) -> Result<OwnedEventId, E
     EventId::parse(format!("${hash}")).map_err(|error| Error::BadEvent(error.to_string()))
 }
 
-fn within(what: &'static str, bytes: usize, limit: usize) -> Result<(), Error> {
+pub(crate) fn within(what: &'static str, bytes: usize, limit: usize) -> Result<(), Error> {
     if bytes > limit {
         return Err(Error::TooLarge { what, bytes, limit });
     }

@@ -1,5 +1,7 @@
 //! What can go wrong in this crate.
 
+use ruma::OwnedServerName;
+
 /// An error of this crate; each variant says who is to blame.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -23,7 +25,22 @@ pub enum Error {
     /// is a fault of this server, for a received event a fault of its sender.
     #[error("malformed event: {0}")]
     BadEvent(String),
-    /// The text of a signing key cannot be read. The message never contains key material.
+    /// A signature that a received event or document must have is missing or wrong.
+    #[error("not signed by {server}: {reason}")]
+    BadSignature {
+        /// The server that should have signed it.
+        server: OwnedServerName,
+        /// What is the matter.
+        reason: &'static str,
+    },
+    /// A received event is signed, but no key is known with which to check it. It may be another
+    /// time.
+    #[error("no key of {server} is known that has signed it")]
+    NoKey {
+        /// The server whose key is needed.
+        server: OwnedServerName,
+    },
+    /// The text of a key cannot be read. The message never contains key material.
     #[error("bad signing key: {0}")]
     BadKey(String),
 }

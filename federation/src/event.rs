@@ -45,7 +45,7 @@ pub struct Pdu {
     pub origin_server_ts: MilliSecondsSinceUnixEpoch,
     /// One more than the greatest depth among the events before it, as its server says.
     pub depth: i64,
-    /// The events directly before this one.
+    /// The events directly before this one, each once.
     pub prev_events: Box<[OwnedEventId]>,
     /// The state events that allow this one.
     pub auth_events: Box<[OwnedEventId]>,
@@ -109,6 +109,13 @@ impl Pdu {
             None => return Err(Error::BadEvent(format!("{event_id}: missing `room_id`"))),
         };
         let redacts = redacts(&kind, fields.content, fields.redacts, &rules.redaction);
+        // One event twice is one edge. Twice among the auth events it is a reason to reject.
+        let mut prev_events: Vec<OwnedEventId> = Vec::with_capacity(fields.prev_events.len());
+        for id in fields.prev_events {
+            if !prev_events.contains(&id) {
+                prev_events.push(id);
+            }
+        }
 
         Ok(Self {
             room_id,
@@ -119,7 +126,7 @@ impl Pdu {
             content: fields.content.to_owned(),
             origin_server_ts: fields.origin_server_ts,
             depth: fields.depth,
-            prev_events: fields.prev_events.into(),
+            prev_events: prev_events.into(),
             auth_events: fields.auth_events.into(),
             redacts,
             rejected: false,

@@ -1,4 +1,4 @@
-//! The server's signing key.
+//! The server's signing key, and the public keys of all servers.
 //!
 //! Specification: <https://spec.matrix.org/v1.19/appendices/#signing-json>.
 
@@ -11,11 +11,11 @@ use base64::{
         general_purpose::{self, GeneralPurpose},
     },
 };
-use ed25519_dalek::Signer;
+use ed25519_dalek::{Signature, Signer, VerifyingKey};
 use rand::{CryptoRng, RngExt, distr::Alphanumeric};
 use ruma::{
     CanonicalJsonObject, ServerName, SigningKeyAlgorithm, SigningKeyId,
-    signatures::{KeyPair, Signature, sign_json},
+    signatures::{self, KeyPair, sign_json},
 };
 
 use crate::Error;
@@ -23,12 +23,17 @@ use crate::Error;
 /// Standard base64 written without padding, as Matrix writes hashes and signatures. It is read
 /// with or without padding and whatever the unused bits at the end are: the seed of the
 /// specification's own test vectors has some of them set.
-const BASE64: GeneralPurpose = GeneralPurpose::new(
+pub(crate) const BASE64: GeneralPurpose = GeneralPurpose::new(
     &base64::alphabet::STANDARD,
     general_purpose::NO_PAD
         .with_decode_padding_mode(DecodePaddingMode::Indifferent)
         .with_decode_allow_trailing_bits(true),
 );
+
+/// Reads base64 as described at [`BASE64`].
+pub(crate) fn decode(text: &str) -> Option<Vec<u8>> {
+    BASE64.decode(text).ok()
+}
 
 /// An ed25519 key with which this server signs events and requests.
 pub struct SigningKey {
@@ -126,7 +131,13 @@ impl SigningKey {
     /// The public key in unpadded base64, as `GET /_matrix/key/v2/server` publishes it.
     #[must_use]
     pub fn public_key(&self) -> String {
-        BASE64.encode(self.key.verifying_key().as_bytes())
+        self.verify_key().to_base64()
+    }
+
+    /// The public half of the key.
+    #[must_use]
+    pub fn verify_key(&self) -> VerifyKey {
+        VerifyKey(self.key.verifying_key())
     }
 
     /// Signs bytes and returns the signature in unpadded base64.
@@ -152,9 +163,9 @@ impl SigningKey {
 }
 
 impl KeyPair for SigningKey {
-    fn sign(&self, message: &[u8]) -> Signature {
+    fn sign(&self, message: &[u8]) -> signatures::Signature {
         let id = SigningKeyId::from_parts(SigningKeyAlgorithm::Ed25519, self.version().into());
-        Signature::new(id, self.key.sign(message).to_bytes().to_vec())
+        signatures::Signature::new(id, self.key.sign(message).to_bytes().to_vec())
     }
 }
 
@@ -163,5 +174,49 @@ impl fmt::Debug for SigningKey {
         f.debug_struct("SigningKey")
             .field("id", &self.id)
             .finish_non_exhaustive()
+    }
+}
+
+/// The public half of a server's ed25519 key, with which its signatures are checked.
+///
+/// It is decoded once; checking a signature takes about 50 µs.
+#[derive(Clone, PartialEq, Eq)]
+pub struct VerifyKey(VerifyingKey);
+
+impl VerifyKey {
+    /// Reads a key in base64, as servers publish it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BadKey`] if it is no base64, or no ed25519 key.
+    pub fn from_base64(text: &str) -> Result<Self, Error> {
+        let bytes = decode(text).ok_or_else(|| Error::BadKey("it is not base64".to_owned()))?;
+        let bytes = <[u8; 32]>::try_from(bytes)
+            .map_err(|_| Error::BadKey("it is not 32 bytes long".to_owned()))?;
+        VerifyingKey::from_bytes(&bytes)
+            .map(Self)
+            .map_err(|_| Error::BadKey("it is not an ed25519 key".to_owned()))
+    }
+
+    /// The key in unpadded base64.
+    #[must_use]
+    pub fn to_base64(&self) -> String {
+        BASE64.encode(self.0.as_bytes())
+    }
+
+    /// Whether these bytes are this key's signature of `message`.
+    ///
+    /// Weak keys, whose signatures hold for more than one message, are refused, as libsodium
+    /// refuses them, with which most servers check.
+    #[must_use]
+    pub fn verify(&self, message: &[u8], signature: &[u8]) -> bool {
+        Signature::from_slice(signature)
+            .is_ok_and(|signature| self.0.verify_strict(message, &signature).is_ok())
+    }
+}
+
+impl fmt::Debug for VerifyKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("VerifyKey").field(&self.to_base64()).finish()
     }
 }

@@ -10,6 +10,7 @@
 //! | [`json`]         | reading JSON from a client as strictly as canonical JSON asks |
 //! | [`event`]        | [`Pdu`], a parsed event, and its redacted form                |
 //! | [`draft`]        | [`Draft`], an event to be, and how it is hashed and signed    |
+//! | [`received`]     | reading an event of another server and checking its signatures |
 //! | [`mod@auth`]     | which auth events an event names, and whether it is allowed   |
 //! | [`keys`]         | the server's signing key and its file format                  |
 //! | [`mod@error`]    | what can go wrong                                             |
@@ -24,6 +25,7 @@ pub mod error;
 pub mod event;
 pub mod json;
 pub mod keys;
+pub mod received;
 pub mod room_version;
 
 pub use auth::{Rejection, auth_types_for_event, authorize};
@@ -31,4 +33,5 @@ pub use draft::Draft;
 pub use error::Error;
 pub use event::{Pdu, redact};
 pub use json::strict_json;
-pub use keys::SigningKey;
+pub use keys::{SigningKey, VerifyKey};
+pub use received::Unverified;

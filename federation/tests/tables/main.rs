@@ -4,6 +4,7 @@ mod auth;
 mod events;
 mod json;
 mod keys;
+mod received;
 mod redaction;
 
 use homing_federation::{Draft, SigningKey};
