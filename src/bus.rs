@@ -47,6 +47,15 @@ pub enum Effect {
         /// Its position.
         at: Position,
     },
+    /// The current state has changed in another way than by the event that has just come: it was resolved.
+    State {
+        /// The room.
+        room: Arc<Room>,
+        /// What holds now; `None` where nothing does any more.
+        changes: Vec<(Key, Option<Arc<Event>>)>,
+        /// The position of the change.
+        at: Position,
+    },
     /// A room stands here now.
     Head {
         /// The room.
@@ -343,9 +352,18 @@ impl Bus {
                 let event = Arc::new(event);
                 let mut seen = room.seen_mut();
                 if let Some(key) = key {
-                    seen.set_state(key, Arc::clone(&event));
+                    seen.set_state(key, Some(Arc::clone(&event)));
                 }
                 seen.add_event(event);
+                self.each(&seen.local, told, |feed| feed.room_changed(room.nid, pos));
+            }
+            Effect::State { room, changes, at } => {
+                let pos = at.after(first);
+                let mut seen = room.seen_mut();
+                for (key, event) in changes {
+                    seen.set_state(key, event);
+                }
+                seen.start_anew(pos);
                 self.each(&seen.local, told, |feed| feed.room_changed(room.nid, pos));
             }
             Effect::Head {

@@ -25,6 +25,7 @@ use crate::{
         UserNid, members,
         rooms::{HeadRow, RoomRow},
         servers,
+        state::StateAt,
         threads::ThreadCount,
     },
 };
@@ -78,10 +79,13 @@ pub struct Room {
 pub struct Head {
     /// Where it stands after the last change that was handed to the log.
     pub row: HeadRow,
-    /// The ids of `row.extremities`.
-    pub extremity_ids: Vec<OwnedEventId>,
-    /// State events on their way into the log, with the version of the change that brings them.
-    pub pending: HashMap<Key, (Arc<Event>, i64)>,
+    /// The forward extremities, which are those of `row`.
+    pub extremities: Vec<Extremity>,
+    /// States that were found where branches meet: what they have in common, by the states that met.
+    pub merges: VecDeque<(Vec<StateAt>, StateAt)>,
+    /// State events on their way into the log (`None`: the state has none any more), with the version of the change that
+    /// brings them.
+    pub pending: HashMap<Key, (Option<Arc<Event>>, i64)>,
     /// The threads that had an event since the room was loaded.
     pub threads: HashMap<EventNid, ThreadCount>,
     /// Up to where those have read who sent or read something since the room was loaded, by user and thread (0: none).
@@ -102,13 +106,25 @@ pub struct ServerCount {
     pub from_pos: Pos,
 }
 
+/// An event that no other event of its room follows.
+#[derive(Clone, Debug)]
+pub struct Extremity {
+    /// The event.
+    pub nid: EventNid,
+    /// Its id.
+    pub id: OwnedEventId,
+    /// The state after it.
+    pub after: StateAt,
+}
+
 impl Head {
     /// The head of a room that has no events yet.
     #[must_use]
     pub fn new(row: HeadRow) -> Self {
         Self {
             row,
-            extremity_ids: Vec::new(),
+            extremities: Vec::new(),
+            merges: VecDeque::new(),
             pending: HashMap::new(),
             threads: HashMap::new(),
             markers: HashMap::new(),
@@ -257,10 +273,17 @@ impl Seen {
         }
     }
 
-    /// Sets a committed state event.
-    pub(crate) fn set_state(&mut self, key: Key, event: Arc<Event>) {
+    /// Sets what is committed of the state.
+    pub(crate) fn set_state(&mut self, key: Key, event: Option<Arc<Event>>) {
         self.state_changes += 1;
-        self.keep_state(key, Some(event));
+        self.keep_state(key, event);
+    }
+
+    /// Forgets the latest events: what they did to the state is not all that has become of it up to `pos`.
+    pub(crate) fn start_anew(&mut self, pos: Pos) {
+        self.events.clear();
+        self.events_bytes = 0;
+        self.events_from = pos;
     }
 
     /// Keeps what was read of the state, if nothing has changed since `state_changes` was `read_at`.

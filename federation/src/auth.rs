@@ -80,27 +80,83 @@ pub fn authorize<E: Event + Clone>(
     pdu: &Pdu,
     fetch_state: impl Fn(&StateEventType, &str) -> Option<E>,
 ) -> Result<(), Rejection> {
-    let rules = &rules.authorization;
     let mut types = state_res::auth_types_for_event(
         &pdu.kind,
         &pdu.sender,
         pdu.state_key.as_deref(),
         &pdu.content,
-        rules,
+        &rules.authorization,
     )
     .map_err(Rejection)?;
-    if rules.room_create_event_id_as_room_id && pdu.kind != TimelineEventType::RoomCreate {
+    if rules.authorization.room_create_event_id_as_room_id
+        && pdu.kind != TimelineEventType::RoomCreate
+    {
         types.push((StateEventType::RoomCreate, String::new()));
     }
     let known: Vec<E> = types
         .iter()
         .filter_map(|(event_type, state_key)| fetch_state(event_type, state_key))
         .collect();
+    authorize_alone(rules, pdu, &known)?;
+    authorize_by_state(rules, pdu, fetch_state)
+}
+
+/// Checks an event from another server against the state that its `auth_events` make up: step 4 of
+/// the [checks on receipt of a PDU][checks].
+///
+/// `auth_events` are the events that it names, all of them, with `rejected` set where they were;
+/// `create` is the create event of the room, which from version 12 on is not among them.
+///
+/// # Errors
+///
+/// The [`Rejection`] of the first rule that the event breaks, also if one of the events that it
+/// names is missing.
+///
+/// [checks]: https://spec.matrix.org/v1.19/server-server-api/#checks-performed-on-receipt-of-a-pdu
+pub fn authorize_by_auth_events<E: Event + Clone>(
+    rules: &RoomVersionRules,
+    pdu: &Pdu,
+    auth_events: &[E],
+    create: Option<&E>,
+) -> Result<(), Rejection> {
+    let known: Vec<E> = auth_events.iter().chain(create).cloned().collect();
+    authorize_alone(rules, pdu, &known)?;
+    authorize_by_state(rules, pdu, |event_type, state_key| {
+        let is_it = |event: &&E| {
+            event.state_key() == Some(state_key)
+                && event.event_type().to_string() == event_type.to_string()
+        };
+        known.iter().find(is_it).cloned()
+    })
+}
+
+/// Checks the event itself and the choice of its `auth_events`, which are among `known`.
+fn authorize_alone<E: Event + Clone>(
+    rules: &RoomVersionRules,
+    pdu: &Pdu,
+    known: &[E],
+) -> Result<(), Rejection> {
     let fetch_event = |id: &EventId| {
         let found = known.iter().find(|event| event.event_id().borrow() == id);
         found.cloned()
     };
+    state_res::check_state_independent_auth_rules(&rules.authorization, pdu, fetch_event)
+        .map_err(Rejection)
+}
 
-    state_res::check_state_independent_auth_rules(rules, pdu, fetch_event).map_err(Rejection)?;
-    state_res::check_state_dependent_auth_rules(rules, pdu, fetch_state).map_err(Rejection)
+/// Checks an event against a state: steps 5 and 6 of the checks on receipt of a PDU.
+///
+/// `fetch_state` gives the event at a type and state key. `None` means that the state has no such
+/// event: what could not be loaded has to be dealt with before.
+///
+/// # Errors
+///
+/// The [`Rejection`] of the first rule that the event breaks.
+pub fn authorize_by_state<E: Event>(
+    rules: &RoomVersionRules,
+    pdu: &Pdu,
+    fetch_state: impl Fn(&StateEventType, &str) -> Option<E>,
+) -> Result<(), Rejection> {
+    state_res::check_state_dependent_auth_rules(&rules.authorization, pdu, fetch_state)
+        .map_err(Rejection)
 }

@@ -28,7 +28,9 @@ pub mod keys;
 pub mod received;
 pub mod room_version;
 
-pub use auth::{Rejection, auth_types_for_event, authorize};
+pub use auth::{
+    Rejection, auth_types_for_event, authorize, authorize_by_auth_events, authorize_by_state,
+};
 pub use draft::Draft;
 pub use error::Error;
 pub use event::{Pdu, redact};

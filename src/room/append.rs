@@ -5,9 +5,11 @@
 //! the log, so that the next event need not wait for the disk; if the change fails, the head is read again.
 
 mod counts;
-mod names;
+mod draft;
+mod members;
+pub(in crate::room) mod names;
 mod servers;
-mod step;
+pub(in crate::room) mod step;
 
 use std::sync::Arc;
 
@@ -190,24 +192,28 @@ pub async fn append_with(
         let place = app.log.place().await?;
         let mut slot = room.head.lock().await;
         let head = head::in_slot(app, room, &mut slot).await?;
-        let mut step = Step::new(app, room, head, sender, &names);
+        let mut step = Step::new(app, room, head, &names);
         step.also(writes, effects());
         for event in &events {
-            step.add(event.clone()).await?;
+            step.add(sender, event.clone()).await?;
         }
-        let (change, appended, version) = step.finish();
-        let pending = place.append(change);
+        let finished = step.finish();
+        let pending = place.append(finished.change);
         drop(slot);
         match pending.committed().await {
             Ok(_) => {
                 end_typing(app, room, &events, &names);
-                return Ok(appended);
+                let appended = finished.appended.into_iter().map(|event| Appended {
+                    nid: event.nid,
+                    event_id: event.pdu.event_id.clone(),
+                });
+                return Ok(appended.collect());
             }
             Err(error) => {
                 let mut slot = room.head.lock().await;
                 if slot
                     .as_ref()
-                    .is_some_and(|head| head.row.version >= version)
+                    .is_some_and(|head| head.row.version >= finished.version)
                 {
                     *slot = None;
                 }
@@ -227,8 +233,8 @@ async fn may_send(app: &App, room: &Arc<Room>, sender: &Sender, events: &[NewEve
     let head = head::in_slot(app, room, &mut slot).await?;
     if let Some(first) = events.first() {
         let nameless = Names::default();
-        let step = Step::new(app, room, head, sender, &nameless);
-        step.build(first.clone()).await?;
+        let step = Step::new(app, room, head, &nameless);
+        step.build(sender, first.clone()).await?;
     }
     Ok(())
 }

@@ -8,8 +8,8 @@ use crate::{
     app::App,
     error::{Error, Result},
     names::Key,
-    rooms::{Head, Room},
-    storage::{self, Event},
+    rooms::{Extremity, Head, Room},
+    storage::{self, Event, EventNid, branches},
 };
 
 /// State events by type and state key; `None` where the state has none.
@@ -51,18 +51,22 @@ pub async fn load(app: &App, room: &Room) -> Result<Head> {
         .await?
         .into_iter()
         .collect();
-    let extremity_ids = row
+    let after = branches::after(&app.db, &row.extremities).await?;
+    let extremities = row
         .extremities
         .iter()
         .map(|nid| {
-            let id = ids
-                .get(nid)
-                .ok_or_else(|| Error::internal(format!("{} has lost an event", room.id)))?;
-            OwnedEventId::try_from(id.as_str()).map_err(Error::internal)
+            let lost = || Error::internal(format!("{} has lost an event", room.id));
+            let id = ids.get(nid).ok_or_else(lost)?;
+            Ok(Extremity {
+                nid: *nid,
+                id: OwnedEventId::try_from(id.as_str()).map_err(Error::internal)?,
+                after: *after.get(nid).ok_or_else(lost)?,
+            })
         })
         .collect::<Result<_>>()?;
     Ok(Head {
-        extremity_ids,
+        extremities,
         ..Head::new(row)
     })
 }
@@ -102,6 +106,38 @@ pub async fn current_state(app: &App, room: &Room, keys: &[Key]) -> Result<State
         let event = nids.get(&key).and_then(|nid| by_nid.get(nid).cloned());
         seen.remember_state(read_at, key.clone(), event.clone());
         found.insert(key, event);
+    }
+    Ok(found)
+}
+
+/// Events of a room that are committed, from memory where that has them.
+///
+/// # Errors
+/// If the database fails.
+pub async fn events(
+    app: &App,
+    room: &Room,
+    nids: &[EventNid],
+) -> Result<HashMap<EventNid, Arc<Event>>> {
+    let mut found = HashMap::with_capacity(nids.len());
+    if nids.is_empty() {
+        return Ok(found);
+    }
+    {
+        let seen = room.seen();
+        let known = seen.state.values().flatten().chain(&seen.events);
+        let wanted: std::collections::HashSet<_> = nids.iter().collect();
+        for event in known.filter(|event| wanted.contains(&event.nid)) {
+            found.insert(event.nid, Arc::clone(event));
+        }
+    }
+    let missing: Vec<EventNid> = nids
+        .iter()
+        .filter(|nid| !found.contains_key(nid))
+        .copied()
+        .collect();
+    for event in storage::events::many(&app.db, room.rules, &missing).await? {
+        found.insert(event.nid, Arc::new(event));
     }
     Ok(found)
 }

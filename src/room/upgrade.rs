@@ -122,7 +122,7 @@ async fn creation_content(
     let mut predecessor = json!({ "room_id": old.id });
     if !rules.authorization.room_create_event_id_as_room_id {
         let row = head::load(app, old).await?;
-        predecessor["event_id"] = json!(row.extremity_ids.last());
+        predecessor["event_id"] = json!(row.extremities.last().map(|extremity| &extremity.id));
     }
     let mut content = canonical(json!({ "predecessor": predecessor }))?;
     for field in ["m.federate", "type"] {

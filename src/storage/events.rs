@@ -1,13 +1,13 @@
 //! `event` and `event_json`: the events.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use homing_federation::Pdu;
 use ruma::room_version_rules::RoomVersionRules;
 
 use super::{
-    Db, DeviceNid, EventNid, Insert, KeyNid, Pos, Position, Result, RoomNid, Row, TypeNid, UserNid,
-    Write, pack,
+    Arg, Db, DeviceNid, EventNid, Insert, KeyNid, Pos, Position, Result, RoomNid, Row, TypeNid, UserNid,
+    Write, pack, unpack,
 };
 use crate::{args, sql};
 
@@ -60,8 +60,11 @@ pub mod flags {
     pub const HAS_URL: i64 = 8;
     /// The event notifies by default, so it is counted in `unread_idx`.
     pub const NOTIFIES: i64 = 16;
-    /// The event is one that this server must send to others: it was made here, or accepted here for another server.
+    /// This server must see to it that the other servers in the room get the event.
     pub const OURS: i64 = 32;
+    /// What the event does to the state is not the next version of the line of the state before it; `event_after` says
+    /// which it is.
+    pub const FORKED: i64 = 64;
     /// None of these may be shown.
     pub const HIDDEN: i64 = OUTLIER | REJECTED | SOFT_FAILED;
 }
@@ -109,10 +112,14 @@ static JSON: Insert = Insert {
     conflict: "",
 };
 
-/// A new event at a position of the change, and its JSON.
+/// A new event at a position of the change, and its JSON. Without a position it is no news to anybody here.
 #[must_use]
-pub fn add(event: &Event, auth: &[EventNid], at: Position) -> [Write; 2] {
+pub fn add(event: &Event, auth: &[EventNid], at: Option<Position>) -> [Write; 2] {
     let pdu = &event.pdu;
+    let (pos, ord) = at.map_or_else(
+        || (Arg::Int(None), Arg::from(event.ord)),
+        |at| (Arg::from(at), Arg::from(at)),
+    );
     let (device, txn) = event
         .txn
         .clone()
@@ -121,9 +128,9 @@ pub fn add(event: &Event, auth: &[EventNid], at: Position) -> [Write; 2] {
         event.nid,
         pdu.event_id.as_str(),
         event.room,
-        at,
+        pos,
         pdu.depth,
-        at,
+        ord,
         event.type_nid,
         event.key,
         event.sender,
@@ -143,6 +150,107 @@ pub fn add(event: &Event, auth: &[EventNid], at: Position) -> [Write; 2] {
         Write::Insert(&EVENT, row),
         Write::Insert(&JSON, args![event.nid, &*pdu.json]),
     ]
+}
+
+/// Gives an event that was an outlier its place in the room.
+#[must_use]
+pub fn promote(event: &Event, auth: &[EventNid], at: Option<Position>) -> Write {
+    let (pos, ord) = at.map_or_else(
+        || (Arg::Int(None), Arg::from(event.ord)),
+        |at| (Arg::from(at), Arg::from(at)),
+    );
+    Write::Run(
+        sql!(
+            "UPDATE event SET pos = $2, ord = $3, flags = $4, state_line = $5, state_sv = $6, auth_nids = $7, ",
+            "replaces_nid = $8, unread_idx = $9, thread_nid = $10 WHERE nid = $1"
+        ),
+        args![
+            event.nid,
+            pos,
+            ord,
+            event.flags,
+            event.state_line,
+            event.state_sv,
+            pack(auth.iter().map(|nid| nid.0)),
+            event.replaces,
+            event.unread_idx,
+            event.thread,
+        ],
+    )
+}
+
+/// What is known of an event without its JSON.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stub {
+    /// The event.
+    pub nid: EventNid,
+    /// The room that it is in.
+    pub room: RoomNid,
+    /// See [`flags`].
+    pub flags: i64,
+}
+
+/// Those of some events that are here, by id.
+pub async fn stubs(db: &Db, event_ids: Vec<String>) -> Result<HashMap<String, Stub>> {
+    if event_ids.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let query = sql!(
+        "SELECT event_id, nid, room_nid, flags FROM event WHERE event_id ",
+        list(1)
+    );
+    let rows = db.rows(query, args![event_ids]).await?;
+    let rows = rows.iter().map(|row| {
+        let stub = Stub {
+            nid: EventNid(row.get(1)?),
+            room: RoomNid(row.get(2)?),
+            flags: row.get(3)?,
+        };
+        Ok((row.get(0)?, stub))
+    });
+    rows.collect()
+}
+
+/// The events of a room with these ids, in no particular order.
+pub async fn by_ids(
+    db: &Db,
+    rules: &RoomVersionRules,
+    room: RoomNid,
+    event_ids: Vec<String>,
+) -> Result<Vec<Event>> {
+    if event_ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let query = sql!(
+        "SELECT ",
+        (event_columns),
+        " FROM event e JOIN event_json j ON j.nid = e.nid WHERE e.room_nid = $1 AND e.event_id ",
+        list(2)
+    );
+    db.rows(query, args![room, event_ids])
+        .await?
+        .iter()
+        .map(|row| event(row, rules))
+        .collect()
+}
+
+/// Which events each of some events names as those that allow it.
+pub async fn auth_edges(db: &Db, nids: &[EventNid]) -> Result<Vec<(EventNid, Vec<EventNid>)>> {
+    if nids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let query = sql!("SELECT nid, auth_nids FROM event WHERE nid ", list(1));
+    db.rows(query, args![nids])
+        .await?
+        .iter()
+        .map(|row| {
+            let auth = unpack(&row.get::<Vec<u8>>(1)?);
+            Ok((
+                EventNid(row.get(0)?),
+                auth.into_iter().map(EventNid).collect(),
+            ))
+        })
+        .collect()
 }
 
 /// Marks an event as redacted and leaves only its redacted form.
@@ -176,7 +284,10 @@ macro_rules! event_columns {
 pub fn event(row: &Row, rules: &RoomVersionRules) -> Result<Event> {
     let event_id: String = row.get(1)?;
     let event_id = event_id.try_into().map_err(decode_error)?;
-    let pdu = Pdu::from_canonical(event_id, row.get::<String>(17)?, rules).map_err(decode_error)?;
+    let mut pdu =
+        Pdu::from_canonical(event_id, row.get::<String>(17)?, rules).map_err(decode_error)?;
+    let flags: i64 = row.get(8)?;
+    pdu.rejected = flags & flags::REJECTED != 0;
     let device: Option<i64> = row.get(15)?;
     let txn: Option<String> = row.get(16)?;
     Ok(Event {
@@ -188,7 +299,7 @@ pub fn event(row: &Row, rules: &RoomVersionRules) -> Result<Event> {
         type_nid: TypeNid(row.get(5)?),
         key: row.get::<Option<i64>>(6)?.map(KeyNid),
         sender: UserNid(row.get(7)?),
-        flags: row.get(8)?,
+        flags,
         state_line: row.get(9)?,
         state_sv: row.get(10)?,
         replaces: row.get::<Option<i64>>(11)?.map(EventNid),

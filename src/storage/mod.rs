@@ -14,6 +14,7 @@ pub mod account_data;
 pub mod accounts;
 pub mod aliases;
 pub mod auth_chain;
+pub mod branches;
 pub mod commits;
 pub mod devices;
 pub mod directory;

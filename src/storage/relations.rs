@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use ruma::{api::Direction, room_version_rules::RoomVersionRules};
 
 use super::{
-    Db, Event, EventNid, Insert, Result, Row, TypeNid, UserNid, Write, events::event,
+    Db, Event, EventNid, Insert, Result, RoomNid, Row, TypeNid, UserNid, Write, events::event,
     timeline::Range,
 };
 use crate::{args, sql};
@@ -21,6 +21,64 @@ static RELATION: Insert = Insert {
 #[must_use]
 pub fn add(parent: EventNid, rel_type: &str, child: EventNid) -> Write {
     Write::Insert(&RELATION, args![parent, rel_type, child])
+}
+
+/// What stands in the place of a relation type for redactions.
+pub const REDACTION: &str = "";
+
+static EARLY: Insert = Insert {
+    table: "early_relation",
+    columns: &["room_nid", "event_id", "rel_type", "nid"],
+    key: 4,
+    conflict: "ON CONFLICT (room_nid, event_id, rel_type, nid) DO NOTHING",
+};
+
+/// A new event relates to one that has not come yet; a redaction with [`REDACTION`].
+#[must_use]
+pub fn add_early(room: RoomNid, event_id: &str, rel_type: &str, nid: EventNid) -> Write {
+    Write::Insert(&EARLY, args![room, event_id, rel_type, nid])
+}
+
+/// An event that came before the one that it relates to.
+#[derive(Clone, Debug)]
+pub struct Early {
+    /// The id of the event to which it relates.
+    pub parent: String,
+    /// How; [`REDACTION`] if it redacts it.
+    pub rel_type: String,
+    /// The event.
+    pub child: EventNid,
+}
+
+/// The events that came before some events to which they relate.
+pub async fn early(db: &Db, room: RoomNid, event_ids: Vec<String>) -> Result<Vec<Early>> {
+    if event_ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let query = sql!(
+        "SELECT event_id, rel_type, nid FROM early_relation WHERE room_nid = $1 AND event_id ",
+        list(2)
+    );
+    db.rows(query, args![room, event_ids])
+        .await?
+        .iter()
+        .map(|row| {
+            Ok(Early {
+                parent: row.get(0)?,
+                rel_type: row.get(1)?,
+                child: EventNid(row.get(2)?),
+            })
+        })
+        .collect()
+}
+
+/// An event has come to which others related before.
+#[must_use]
+pub fn forget_early(room: RoomNid, event_id: &str) -> Write {
+    Write::Run(
+        sql!("DELETE FROM early_relation WHERE room_nid = $1 AND event_id = $2"),
+        args![room, event_id],
+    )
 }
 
 /// The JSON of the annotations of one type that a user has made of an event, the latest first, at most `limit` of them.

@@ -58,21 +58,34 @@ static DELTA: Insert = Insert {
     conflict: "",
 };
 
-/// One key of the current state gets a new event, and the line a new version.
+/// One key of the current state gets a new event, or none any more, and the line a new version.
 #[must_use]
 pub fn set_current(
     room: RoomNid,
     key: KeyNid,
-    event: EventNid,
+    event: Option<EventNid>,
     replaces: Option<EventNid>,
     version: StateAt,
     at: Position,
 ) -> [Write; 3] {
+    let current = match event {
+        Some(event) => Write::Insert(&CURRENT, args![room, key, event]),
+        None => Write::Run(
+            sql!("DELETE FROM current_state WHERE room_nid = $1 AND key_nid = $2"),
+            args![room, key],
+        ),
+    };
     [
-        Write::Insert(&CHANGE, args![version.line, key, version.sv, event]),
-        Write::Insert(&CURRENT, args![room, key, event]),
+        set_in_line(version, key, event),
+        current,
         Write::Insert(&DELTA, args![room, at, key, event, replaces]),
     ]
+}
+
+/// One key gets a new event, or none any more, in a version of a line.
+#[must_use]
+pub fn set_in_line(version: StateAt, key: KeyNid, event: Option<EventNid>) -> Write {
+    Write::Insert(&CHANGE, args![version.line, key, version.sv, event])
 }
 
 /// Events of the current state: all, or those with the given keys.

@@ -45,28 +45,27 @@ pub(super) struct Relation {
 }
 
 impl Step<'_> {
-    /// What the event relates to, if that is known here.
-    ///
-    /// # Errors
-    /// `M_DUPLICATE_ANNOTATION` if the sender has annotated the event so before, `M_UNKNOWN` for a thread that would
-    /// begin at an event that relates to another itself.
-    pub(super) async fn relation(&self, pdu: &Pdu) -> Result<Option<Relation>> {
+    /// What the event relates to, if that is known here. Otherwise it is kept until that comes.
+    pub(super) async fn relation(&mut self, nid: EventNid, pdu: &Pdu) -> Result<Option<Relation>> {
         let Some(relates_to) = aggregations::relates_to(pdu) else {
             return Ok(None);
         };
         let Some(parent) = self.known(&relates_to.event_id).await? else {
+            let write = relations::add_early(
+                self.room.nid,
+                relates_to.event_id.as_str(),
+                &relates_to.rel_type,
+                nid,
+            );
+            self.change.write(write);
             return Ok(None);
         };
-        match relates_to.rel_type.as_str() {
-            "m.annotation" => self.check_annotation(pdu, &parent).await?,
-            "m.thread" if aggregations::relates_to(&parent.pdu).is_some() => {
-                let message = "a thread cannot begin at an event that relates to another";
-                return Err(Error::refused(message));
-            }
-            _ => {}
+        let begins = relates_to.rel_type == "m.thread";
+        if begins && aggregations::relates_to(&parent.pdu).is_some() {
+            return Ok(None);
         }
         Ok(Some(Relation {
-            thread: if relates_to.rel_type == "m.thread" {
+            thread: if begins {
                 Some(parent.nid)
             } else {
                 parent.thread
@@ -76,8 +75,33 @@ impl Step<'_> {
         }))
     }
 
+    /// Checks how a local event relates to another.
+    ///
+    /// # Errors
+    /// `M_DUPLICATE_ANNOTATION` if the sender has annotated the event so before, `M_UNKNOWN` for a thread that would
+    /// begin at an event that relates to another itself.
+    pub(super) async fn check_relation(&self, sender: UserNid, pdu: &Pdu) -> Result<()> {
+        let Some(relates_to) = aggregations::relates_to(pdu) else {
+            return Ok(());
+        };
+        let Some(parent) = self.known(&relates_to.event_id).await? else {
+            return Ok(());
+        };
+        match relates_to.rel_type.as_str() {
+            "m.annotation" => self.check_annotation(sender, pdu, &parent).await,
+            "m.thread" if aggregations::relates_to(&parent.pdu).is_some() => Err(Error::refused(
+                "a thread cannot begin at an event that relates to another",
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// An event of the room, if it is here.
     async fn known(&self, id: &EventId) -> Result<Option<Arc<Event>>> {
+        let mut ours = self.arrived.iter();
+        if let Some(event) = ours.find(|event| event.pdu.event_id == id) {
+            return Ok(Some(Arc::clone(event)));
+        }
         let recent = {
             let seen = self.room.seen();
             let mut recent = seen.events.iter().rev();
@@ -91,7 +115,7 @@ impl Step<'_> {
         Ok(found.map(Arc::new))
     }
 
-    async fn check_annotation(&self, pdu: &Pdu, parent: &Event) -> Result<()> {
+    async fn check_annotation(&self, sender: UserNid, pdu: &Pdu, parent: &Event) -> Result<()> {
         let (Some(wanted), Some(kind)) = (
             annotation_key(&pdu.json),
             self.app
@@ -104,7 +128,7 @@ impl Step<'_> {
         let before = relations::own_annotations(
             &self.app.db,
             parent.nid,
-            self.sender.user,
+            sender,
             kind,
             MAX_OWN_ANNOTATIONS,
         );
@@ -241,36 +265,74 @@ impl Step<'_> {
         }
     }
 
-    /// Takes the content out of the event that this redaction is about, if its sender may do that.
-    pub(super) async fn redact(&mut self, redaction: &Event, state: &StateMap) -> Result<()> {
-        let Some(target_id) = &redaction.pdu.redacts else {
+    /// Checks what a local redaction is about.
+    ///
+    /// # Errors
+    /// `M_FORBIDDEN` if that may not be redacted, or not by the sender.
+    pub(super) async fn check_redaction(&self, pdu: &Pdu, state: &StateMap) -> Result<()> {
+        let Some(target) = self.target(pdu).await? else {
             return Ok(());
         };
-        let (db, room) = (&self.app.db, self.room);
-        let Some(target) =
-            storage::events::by_id(db, room.rules, room.nid, target_id.as_str()).await?
-        else {
-            return Ok(());
-        };
-        if target.pdu.event_type.as_ref() == "m.room.create" {
+        if target.pdu.kind == TimelineEventType::RoomCreate {
             return Err(Error::forbidden(
                 "the create event of a room cannot be redacted",
             ));
         }
-        if target.sender != redaction.sender {
-            let event_at = |kind| {
-                state
-                    .get(&head::key(kind, ""))?
-                    .as_deref()
-                    .map(|event: &Event| &*event.pdu)
-            };
-            let create = event_at(&StateEventType::RoomCreate);
-            let levels =
-                power::from_events(room, create, event_at(&StateEventType::RoomPowerLevels));
-            if !levels.user_can_redact_event_of_other(&redaction.pdu.sender) {
-                return Err(Error::forbidden("you may not redact what others have sent"));
-            }
+        if target.pdu.sender != pdu.sender && !self.may_redact_others(&pdu.sender, state) {
+            return Err(Error::forbidden("you may not redact what others have sent"));
         }
+        Ok(())
+    }
+
+    /// What a redaction is about, if it is here.
+    async fn target(&self, pdu: &Pdu) -> Result<Option<Arc<Event>>> {
+        match &pdu.redacts {
+            Some(target) => self.known(target).await,
+            None => Ok(None),
+        }
+    }
+
+    fn may_redact_others(&self, user: &UserId, state: &StateMap) -> bool {
+        let event_at = |kind| {
+            state
+                .get(&head::key(kind, ""))?
+                .as_deref()
+                .map(|event: &Event| &*event.pdu)
+        };
+        let create = event_at(&StateEventType::RoomCreate);
+        let levels =
+            power::from_events(self.room, create, event_at(&StateEventType::RoomPowerLevels));
+        levels.user_can_redact_event_of_other(user)
+    }
+
+    /// Whether a redaction takes effect, which is another question than whether it may come into the room: every server
+    /// may redact what its own users have sent.
+    pub(in crate::room) fn redacts(&self, redaction: &Pdu, target: &Pdu, state: &StateMap) -> bool {
+        target.kind != TimelineEventType::RoomCreate
+            && (redaction.sender.server_name() == target.sender.server_name()
+                || self.may_redact_others(&redaction.sender, state))
+    }
+
+    /// Takes the content out of the event that a redaction is about. If that has not come yet, the redaction is kept
+    /// for it.
+    pub(in crate::room) async fn apply_redaction(
+        &mut self,
+        redaction: &Event,
+        state: &StateMap,
+    ) -> Result<()> {
+        let Some(target_id) = &redaction.pdu.redacts else {
+            return Ok(());
+        };
+        let Some(target) = self.target(&redaction.pdu).await? else {
+            let (room, id) = (self.room.nid, target_id.as_str());
+            let write = relations::add_early(room, id, relations::REDACTION, redaction.nid);
+            self.change.write(write);
+            return Ok(());
+        };
+        if !self.redacts(&redaction.pdu, &target.pdu, state) {
+            return Ok(());
+        }
+        let room = self.room;
         let nameless = self.named_by(&target).await?;
         if let Some(user) = nameless {
             let write = members::forget_names(room.nid, user, target.nid);
@@ -285,7 +347,7 @@ impl Step<'_> {
         let event = Event {
             pdu: Arc::new(pdu),
             redacted_by: Some(redaction.nid),
-            ..target
+            ..Event::clone(&target)
         };
         self.change.effect(Effect::Redacted {
             room: Arc::clone(room),

@@ -15,7 +15,7 @@ use crate::{
 
 /// Names of events to be, with their integers.
 #[derive(Debug, Default)]
-pub(super) struct Names {
+pub(in crate::room) struct Names {
     types: HashMap<String, TypeNid>,
     keys: HashMap<Key, KeyNid>,
     members: HashMap<OwnedUserId, UserNid>,
