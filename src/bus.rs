@@ -20,10 +20,11 @@ use crate::{
     error::Result,
     log::{Committed, Log},
     names::Key,
+    outgoing::{News, Outgoing},
     rooms::{Room, Rooms},
     storage::{
-        self, Db, Event, Member, Membership, Pos, Position, ReadMarker, Receipt, RoomNid,
-        ServerNid, UserNid, highlights::Highlight, rooms::HeadRow,
+        self, Db, Event, Member, Membership, Pos, Position, ReadMarker, Receipt, ReceiptKind,
+        RoomNid, ServerNid, UserNid, events::flags, highlights::Highlight, rooms::HeadRow,
     },
 };
 pub use feed::{Feed, FeedState};
@@ -144,6 +145,8 @@ pub struct Bus {
     settled: RwLock<Pos>,
     /// Counts changes of what only memory knows: typing and presence.
     ephemeral: AtomicU64,
+    /// What other servers are to be told.
+    pub outgoing: Outgoing,
     /// Tells this run of the server from others: the count begins anew with each.
     run: u64,
 }
@@ -154,6 +157,7 @@ impl Default for Bus {
             feeds: RwLock::default(),
             settled: RwLock::default(),
             ephemeral: AtomicU64::new(1),
+            outgoing: Outgoing::default(),
             run: u64::from(rand::random::<u32>()),
         }
     }
@@ -321,6 +325,42 @@ impl Bus {
         }
     }
 
+    fn event(
+        &self,
+        room: &Arc<Room>,
+        key: Option<Key>,
+        event: Arc<Event>,
+        pos: Pos,
+        told: &mut Told,
+    ) {
+        let mut seen = room.seen_mut();
+        if event.flags & flags::OURS != 0 && !seen.servers.is_empty() {
+            let (room, event) = (Arc::clone(room), Arc::clone(&event));
+            self.outgoing.tell(News::Event { room, event });
+        }
+        if let Some(key) = key {
+            seen.set_state(key, Some(Arc::clone(&event)));
+        }
+        seen.add_event(event);
+        self.each(&seen.local, told, |feed| feed.room_changed(room.nid, pos));
+    }
+
+    fn receipt(&self, room: &Arc<Room>, receipt: Receipt, told: &mut Told) {
+        let (pos, user) = (receipt.pos, receipt.user);
+        let mut seen = room.seen_mut();
+        let is_public = receipt.kind == ReceiptKind::Read;
+        if is_public && !seen.servers.is_empty() && seen.local.contains_key(&user) {
+            let (room, receipt) = (Arc::clone(room), receipt.clone());
+            self.outgoing.tell(News::Receipt { room, receipt });
+        }
+        seen.add_receipt(receipt);
+        if is_public {
+            self.each(&seen.local, told, |feed| feed.room_changed(room.nid, pos));
+        } else {
+            self.one(user, told, |feed| feed.room_changed(room.nid, pos));
+        }
+    }
+
     fn member(&self, room: &Room, member: &Member, told: &mut Told) {
         if !member.is_local {
             return;
@@ -350,12 +390,7 @@ impl Bus {
                 let pos = at.after(first);
                 (event.pos, event.ord) = (Some(pos), pos);
                 let event = Arc::new(event);
-                let mut seen = room.seen_mut();
-                if let Some(key) = key {
-                    seen.set_state(key, Some(Arc::clone(&event)));
-                }
-                seen.add_event(event);
-                self.each(&seen.local, told, |feed| feed.room_changed(room.nid, pos));
+                self.event(&room, key, event, pos, told);
             }
             Effect::State { room, changes, at } => {
                 let pos = at.after(first);
@@ -416,14 +451,7 @@ impl Bus {
                 at,
             } => {
                 receipt.pos = at.after(first);
-                let (pos, user, kind) = (receipt.pos, receipt.user, receipt.kind);
-                let mut seen = room.seen_mut();
-                seen.add_receipt(receipt);
-                if kind == storage::ReceiptKind::ReadPrivate {
-                    self.one(user, told, |feed| feed.room_changed(room.nid, pos));
-                } else {
-                    self.each(&seen.local, told, |feed| feed.room_changed(room.nid, pos));
-                }
+                self.receipt(&room, receipt, told);
             }
             Effect::Marker {
                 user,

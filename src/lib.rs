@@ -24,6 +24,7 @@ pub mod log;
 pub mod media;
 pub mod names;
 pub mod operations;
+pub mod outgoing;
 pub mod password;
 pub mod preferences;
 pub mod presence;

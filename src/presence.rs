@@ -19,6 +19,7 @@ use crate::{
     auth::Requester,
     error::{Error, Result},
     log::Change,
+    outgoing::News,
     storage::{self, DeviceNid, Membership, UserNid, presence::LastSeen},
 };
 use people::{Changes, says};
@@ -197,6 +198,7 @@ fn tell_later(app: &Arc<App>, changes: Changes) {
 async fn tell(app: &App, changes: Changes) -> Result<()> {
     for user in changes.seen {
         app.bus.presence(user, watchers(app, user).await?);
+        app.bus.outgoing.tell(News::Presence(user));
     }
     write(app, &changes.gone).await
 }

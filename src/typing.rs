@@ -10,10 +10,13 @@ use tokio::task::AbortHandle;
 
 use crate::{
     app::App,
+    outgoing::News,
     rooms::Room,
     storage::{RoomNid, UserNid},
 };
 
+/// How often other servers are told that somebody still types: they believe it for half a minute.
+const TELL_AGAIN: Duration = Duration::from_secs(20);
 /// The longest that somebody types without saying so again.
 const LONGEST: Duration = Duration::from_mins(2);
 
@@ -104,13 +107,23 @@ pub fn start(app: &Arc<App>, room: &Arc<Room>, user: UserNid, timeout: Duration)
         || tokio::spawn(expire(Arc::clone(app), Arc::clone(room), user, until)).abort_handle();
     if app.typing.set(room.nid, user, until, timer) {
         app.bus.typing(room);
+        tell_servers(app, room, user, true);
     }
 }
 
 /// A user does not type in a room any more: they said so, sent what they typed, or left.
-pub fn stop(app: &App, room: &Room, user: UserNid) {
+pub fn stop(app: &App, room: &Arc<Room>, user: UserNid) {
     if app.typing.remove(room.nid, user, None) {
         app.bus.typing(room);
+        tell_servers(app, room, user, false);
+    }
+}
+
+fn tell_servers(app: &App, room: &Arc<Room>, user: UserNid, typing: bool) {
+    let seen = room.seen();
+    if !seen.servers.is_empty() && seen.local.contains_key(&user) {
+        let room = Arc::clone(room);
+        app.bus.outgoing.tell(News::Typing { room, user, typing });
     }
 }
 
@@ -118,16 +131,20 @@ pub fn stop(app: &App, room: &Room, user: UserNid) {
 async fn expire(app: Arc<App>, room: Arc<Room>, user: UserNid, mut until: i64) {
     loop {
         let wait = u64::try_from(until - app.clock.now()).unwrap_or(0);
-        let sleep = tokio::time::sleep(Duration::from_millis(wait));
+        let sleep = tokio::time::sleep(Duration::from_millis(wait).min(TELL_AGAIN));
         if app.shutdown.run_until_cancelled(sleep).await.is_none() {
             return;
         }
         if app.typing.remove(room.nid, user, Some(app.clock.now())) {
             app.bus.typing(&room);
+            tell_servers(&app, &room, user, false);
             return;
         }
         match app.typing.until(room.nid, user) {
-            Some(later) => until = later,
+            Some(later) => {
+                until = later;
+                tell_servers(&app, &room, user, true);
+            }
             None => return,
         }
     }

@@ -23,6 +23,7 @@ const FLOORS: &[&[&str]] = &[
         "listen",
         "log",
         "names",
+        "outgoing",
         "password",
         "preferences",
         "presence",

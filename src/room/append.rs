@@ -157,7 +157,7 @@ pub async fn append_all(
 }
 
 /// Who is no longer in a room does not type there.
-fn end_typing(app: &App, room: &Room, events: &[NewEvent], names: &Names) {
+fn end_typing(app: &App, room: &Arc<Room>, events: &[NewEvent], names: &Names) {
     for event in events {
         if event.event_type == "m.room.member"
             && let Some(Ok(user)) = event.state_key.as_deref().map(UserId::parse)

@@ -16,6 +16,7 @@ pub mod aliases;
 pub mod auth_chain;
 pub mod branches;
 pub mod commits;
+pub mod destinations;
 pub mod devices;
 pub mod directory;
 pub mod events;

@@ -1,0 +1,109 @@
+//! What other servers are to be told, on its way from where it happens to those who send it.
+//!
+//! Nobody waits here: what happens is put into a queue, and the federation sender (`outbound/`) takes it from there. What
+//! is durable need not be kept for it either, since the sender finds in the database what a server has not been sent.
+
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use ruma::{OwnedServerName, ServerName};
+use tokio::sync::mpsc;
+
+use crate::{
+    rooms::Room,
+    storage::{Event, Receipt, UserNid},
+};
+
+/// Something that other servers are to be told.
+#[derive(Debug)]
+pub enum News {
+    /// An event that this server must send has entered a room.
+    Event {
+        /// The room.
+        room: Arc<Room>,
+        /// The event, with its position.
+        event: Arc<Event>,
+    },
+    /// A local user has read something, for all to see.
+    Receipt {
+        /// The room.
+        room: Arc<Room>,
+        /// What was read.
+        receipt: Receipt,
+    },
+    /// A local user types, or does not any more.
+    Typing {
+        /// The room.
+        room: Arc<Room>,
+        /// The user.
+        user: UserNid,
+        /// Whether the user types.
+        typing: bool,
+    },
+    /// The presence of a local user has changed.
+    Presence(UserNid),
+    /// A server that could not be reached was heard from.
+    Heard(OwnedServerName),
+}
+
+/// The queue of the federation sender.
+#[derive(Debug)]
+pub struct Outgoing {
+    /// Whether somebody takes from the queue.
+    is_open: AtomicBool,
+    queue: mpsc::UnboundedSender<News>,
+    other_end: Mutex<Option<mpsc::UnboundedReceiver<News>>>,
+    /// The servers that could not be reached when they were tried last.
+    failing: Mutex<HashSet<OwnedServerName>>,
+}
+
+impl Default for Outgoing {
+    fn default() -> Self {
+        let (queue, other_end) = mpsc::unbounded_channel();
+        Self {
+            is_open: AtomicBool::new(false),
+            queue,
+            other_end: Mutex::new(Some(other_end)),
+            failing: Mutex::default(),
+        }
+    }
+}
+
+impl Outgoing {
+    /// Opens the queue and answers the end from which the news are taken; `None` if somebody has it. Before that nothing
+    /// is put into it.
+    pub fn open(&self) -> Option<mpsc::UnboundedReceiver<News>> {
+        let end = self
+            .other_end
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        self.is_open.store(end.is_some(), Ordering::Release);
+        end
+    }
+
+    /// Puts news into the queue.
+    pub fn tell(&self, news: News) {
+        if self.is_open.load(Ordering::Acquire) {
+            // When the server goes down nobody takes it any more.
+            drop(self.queue.send(news));
+        }
+    }
+
+    /// A server has made a request that it has signed: if it could not be reached, it is tried again now.
+    pub fn heard_from(&self, server: &ServerName) {
+        if self.failing().contains(server) {
+            self.tell(News::Heard(server.to_owned()));
+        }
+    }
+
+    /// The servers that could not be reached when they were tried last.
+    pub fn failing(&self) -> MutexGuard<'_, HashSet<OwnedServerName>> {
+        self.failing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
