@@ -334,7 +334,8 @@ impl Bus {
         told: &mut Told,
     ) {
         let mut seen = room.seen_mut();
-        if event.flags & flags::OURS != 0 && !seen.servers.is_empty() {
+        let is_ours = event.flags & (flags::OURS | flags::HIDDEN) == flags::OURS;
+        if is_ours && !seen.servers.is_empty() {
             let (room, event) = (Arc::clone(room), Arc::clone(&event));
             self.outgoing.tell(News::Event { room, event });
         }
