@@ -10,7 +10,7 @@ use axum::{
     Json, Router,
     body::Body,
     extract::{RawPathParams, Request, State},
-    middleware::{self, Next},
+    middleware::{self, Next, map_request},
     response::{IntoResponse, Response},
     routing::{MethodFilter, MethodRouter, on},
 };
@@ -196,6 +196,22 @@ impl Routes {
         let method_router =
             changed::handler::<R, F, A>(handler, move |_, _, raw| changed::fill(raw, field, value));
         self.known::<R>(Some(bodies::FREE), &method_router)
+    }
+
+    /// Answers an endpoint whose query may leave out a parameter that ruma demands: then it has this value.
+    #[must_use]
+    pub fn queried<R, F, A>(self, name: &'static str, value: &'static str, handler: F) -> Self
+    where
+        R: IncomingRequest<Authentication: Authenticate> + Send + 'static,
+        R::OutgoingResponse: Send,
+        F: Fn(Arc<App>, Call<R>) -> A + Clone + Send + Sync + 'static,
+        A: Future<Output = Result<R::OutgoingResponse>> + Send,
+    {
+        let method_router =
+            endpoint(BODY_LIMIT, handler, respond).layer(map_request(async move |request| {
+                changed::query(request, name, value)
+            }));
+        self.known::<R>(Some(BODY_LIMIT), &method_router)
     }
 
     /// Answers ruma's endpoint `R`, under each of its paths, with an axum handler: for bodies that are not JSON.

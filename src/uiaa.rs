@@ -268,6 +268,7 @@ pub async fn authenticate(app: &App, task: Task<'_>, flows: &[Vec<AuthType>]) ->
     if let Some((auth, stage)) = task.auth.and_then(|auth| Some((auth, auth.auth_type()?)))
         && !lost
     {
+        refuse_others(app, task.requester, auth).await?;
         let user = task.requester.map(|requester| requester.user);
         match pass(app, user, auth, &stage, flows).await {
             Ok(ticket) => passed.add(stage, ticket),
@@ -291,6 +292,19 @@ pub async fn authenticate(app: &App, task: Task<'_>, flows: &[Vec<AuthType>]) ->
     info.session = Some(id);
     info.auth_error = failure.map(stage_error).transpose()?.map(Box::new);
     Err(Error::Uiaa(Box::new(info)))
+}
+
+/// Refuses a proof that somebody else gives. Trying again in the same session would be of no use.
+async fn refuse_others(app: &App, requester: Option<&Requester>, auth: &AuthData) -> Result<()> {
+    let (Some(requester), AuthData::Password(data)) = (requester, auth) else {
+        return Ok(());
+    };
+    match accounts::identified(app, &data.identifier).await? {
+        Some(account) if account.user != requester.user => Err(Error::forbidden(
+            "you are signed in as somebody else than this password is for",
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// What is said of a stage that failed. What has nothing to do with the proof itself ends the request.

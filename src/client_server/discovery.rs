@@ -20,6 +20,7 @@ use ruma::{
         federation::discovery::discover_homeserver as discover_server,
     },
 };
+use serde_json::{Value, json};
 
 use crate::{
     app::App,
@@ -47,7 +48,7 @@ pub(super) fn routes() -> Routes {
         .add::<discover_server::Request, _, _>(discover_server)
         .add::<discover_support::Request, _, _>(discover_support)
         .add::<get_supported_versions::Request, _, _>(supported_versions)
-        .add::<get_capabilities::v3::Request, _, _>(capabilities)
+        .json::<get_capabilities::v3::Request, _, _, _>(capabilities)
 }
 
 /// `GET /.well-known/matrix/client`
@@ -129,10 +130,9 @@ async fn supported_versions(
 }
 
 /// `GET /_matrix/client/v3/capabilities`
-async fn capabilities(
-    app: Arc<App>,
-    _: Call<get_capabilities::v3::Request>,
-) -> Result<get_capabilities::v3::Response> {
+///
+/// Ruma leaves out that a password can be changed, because that holds where nothing is said; some clients look for it.
+async fn capabilities(app: Arc<App>, _: Call<get_capabilities::v3::Request>) -> Result<Value> {
     let available = homing_federation::room_version::creatable()
         .into_iter()
         .map(|version: RoomVersionId| (version, RoomVersionStability::Stable))
@@ -143,5 +143,7 @@ async fn capabilities(
     capabilities.thirdparty_id_changes = ThirdPartyIdChangesCapability::new(false);
     capabilities.get_login_token = GetLoginTokenCapability::new(true);
     capabilities.profile_fields = Some(ProfileFieldsCapability::new(true));
-    Ok(capabilities.into())
+    let mut capabilities = serde_json::to_value(capabilities).map_err(Error::internal)?;
+    capabilities["m.change_password"] = json!({ "enabled": true });
+    Ok(json!({ "capabilities": capabilities }))
 }

@@ -44,7 +44,7 @@ const NEAR_EVENTS: i64 = 200;
 pub(super) fn routes() -> Routes {
     Routes::new()
         .add::<get_room_event::v3::Request, _, _>(get_room_event)
-        .add::<get_message_events::v3::Request, _, _>(get_message_events)
+        .queried::<get_message_events::v3::Request, _, _>("dir", "f", get_message_events)
         .json::<get_context::v3::Request, _, _, _>(get_context)
         .add::<get_event_by_timestamp::v1::Request, _, _>(get_event_by_timestamp)
 }
@@ -70,6 +70,9 @@ async fn get_room_event(
 }
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/messages`
+///
+/// Without `dir` it goes forward, as on other servers. A client that walks back has reached the start when it gets the
+/// event that made the room, or nothing: a filter may hide the former.
 async fn get_message_events(
     app: Arc<App>,
     call: Call<get_message_events::v3::Request>,
@@ -104,7 +107,10 @@ async fn get_message_events(
     response.start = request
         .from
         .unwrap_or_else(|| timeline::token(from).to_string());
-    response.end = page.next.map(|next| timeline::token(next).to_string());
+    let oldest = page.events.last().filter(|_| backward);
+    let rest = oldest.filter(|event| !timeline::is_create(event));
+    let next = page.next.or(rest.map(|event| Place::before(event)));
+    response.end = next.map(|next| timeline::token(next).to_string());
     response.chunk = raw(client_events(&app, &room, &page.events, &sight, Form::WithRoomId).await?);
     if filter.is_lazy() {
         let members = timeline::members_of_senders(&app, &room, &page.events).await?;

@@ -101,7 +101,8 @@ async fn fields(app: &App, user: &UserId) -> Result<Vec<(String, String)>> {
 
 /// `PUT /_matrix/client/v3/profile/{userId}/{keyName}`
 ///
-/// An empty display name or avatar is none. The body is read here, because ruma's reading cannot tell a body without
+/// An empty display name or avatar is none. An avatar may be any text, as on other servers: what is not the URI of a medium
+/// shows nothing. The body is read here, because ruma's reading cannot tell a body without
 /// the field from one that is not JSON.
 async fn set_profile_field(
     State(app): State<Arc<App>>,
@@ -234,12 +235,11 @@ fn check_value(value: &ProfileFieldValue) -> Result<()> {
             )))
         }
         ProfileFieldValue::AvatarUrl(url)
-            if !url.as_str().is_empty()
-                && (url.as_str().len() > AVATAR_BYTES || !url.is_valid()) =>
+            if url.as_str().len() > AVATAR_BYTES || url.as_str().contains('\0') =>
         {
-            Err(Error::invalid_param(
-                "the avatar is not the URI of a medium",
-            ))
+            Err(Error::invalid_param(format!(
+                "the URI of an avatar has at most {AVATAR_BYTES} bytes, and no null characters"
+            )))
         }
         _ => Ok(()),
     }

@@ -10,13 +10,13 @@ use ruma::{
     api::client::search::search_events::{
         self,
         v3::{
-            Criteria, EventContextResult, GroupingKey, OrderBy, ResultCategories, ResultGroup,
-            ResultGroupMap, ResultRoomEvents, SearchKeys, SearchResult, UserProfile,
+            Criteria, EventContextResult, GroupingKey, OrderBy, ResultGroup, ResultGroupMap,
+            ResultRoomEvents, SearchKeys, SearchResult, UserProfile,
         },
     },
     serde::Raw,
 };
-use serde::{Deserialize, de::IgnoredAny};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
 
 use super::messages::{self, RelatedBy};
 use crate::{
@@ -51,7 +51,7 @@ const ROUNDS: usize = 6;
 const MAX_ROUND: usize = 1_000;
 
 pub(super) fn routes() -> Routes {
-    Routes::new().add::<search_events::v3::Request, _, _>(search_events)
+    Routes::new().json::<search_events::v3::Request, _, _, _>(search_events)
 }
 
 /// What ruma does not tell: whether context is wanted at all, and the rest of the filter.
@@ -76,13 +76,10 @@ struct BodyCriteria {
 ///
 /// `count` is exact where one answer has all results. Otherwise it is what the index knows: with results that the
 /// requester may not see, but without those from rooms and senders that are not wanted.
-async fn search_events(
-    app: Arc<App>,
-    call: Call<search_events::v3::Request>,
-) -> Result<search_events::v3::Response> {
+async fn search_events(app: Arc<App>, call: Call<search_events::v3::Request>) -> Result<Answer> {
     let body: Body =
         serde_json::from_slice(&call.raw).map_err(|error| Error::bad_json(error.to_string()))?;
-    let mut found = ResultCategories::new();
+    let mut found = Categories::default();
     if let Some((criteria, body)) = call
         .body
         .search_categories
@@ -91,9 +88,31 @@ async fn search_events(
     {
         let viewer = Viewer::of(&app, &call.requester).await?;
         let search = Search::new(&app, viewer, criteria, body).await?;
-        found.room_events = search.run(call.body.next_batch.as_deref()).await?;
+        found.room_events.rest = search.run(call.body.next_batch.as_deref()).await?;
+        found.room_events.results = found.room_events.rest.results.is_empty().then_some([]);
     }
-    Ok(search_events::v3::Response::new(found))
+    Ok(Answer {
+        search_categories: found,
+    })
+}
+
+/// What was found. Ruma's type leaves out an empty list of results, which clients expect.
+#[derive(Serialize)]
+struct Answer {
+    search_categories: Categories,
+}
+
+#[derive(Default, Serialize)]
+struct Categories {
+    room_events: RoomEvents,
+}
+
+#[derive(Default, Serialize)]
+struct RoomEvents {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    results: Option<[(); 0]>,
+    #[serde(flatten)]
+    rest: ResultRoomEvents,
 }
 
 /// Where the next page begins: `k` for results by rank or `r` for recent ones, the place of the last result, and the
@@ -165,6 +184,8 @@ impl Start {
 /// What is known of all results.
 struct Found {
     more: bool,
+    /// Whether there are as many results as one answer has.
+    is_full: bool,
     total: usize,
 }
 
@@ -248,7 +269,8 @@ impl<'a> Search<'a> {
         };
         let mut answer = ResultRoomEvents::new();
         answer.count = Some(UInt::try_from(count).unwrap_or_default());
-        let start = found.more.then_some(start);
+        // After a full page clients may always ask for the next one, though it be empty.
+        let start = (found.more || found.is_full).then_some(start);
         answer.next_batch = start.map(Start::token);
         answer.highlights = self.words.clone();
         self.group(&hits, start, &mut answer);
@@ -272,6 +294,7 @@ impl<'a> Search<'a> {
         let mut hits: Vec<Hit> = Vec::new();
         let mut found = Found {
             more: !(self.words.is_empty() || self.keys.is_empty() || self.rooms.is_empty()),
+            is_full: false,
             total: 0,
         };
         let mut sights = HashMap::new();
@@ -295,6 +318,15 @@ impl<'a> Search<'a> {
                 }
             }
             size = (4 * size).min(MAX_ROUND);
+        }
+        found.is_full = hits.len() == limit;
+        if found.total == 0 && start.after != Place::START {
+            // The page after the last one tells the same count as those before it.
+            let first = Start {
+                after: Place::START,
+                ..*start
+            };
+            found.total = usize::try_from(self.page(first, 1).await?.total).unwrap_or(0);
         }
         Ok((hits, found))
     }

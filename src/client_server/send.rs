@@ -21,6 +21,7 @@ use crate::{
         self,
         append::{NewEvent, Sender, append},
         head, membership,
+        upgrade::settings,
     },
     rooms::Room,
     storage::{self, DeviceNid, aliases},
@@ -162,6 +163,8 @@ async fn send_state_event(
             current.pdu.event_id.clone(),
         ));
     }
+    let is_tombstone =
+        request.event_type == StateEventType::RoomTombstone && request.state_key.is_empty();
     if request.event_type == StateEventType::RoomCanonicalAlias {
         check_aliases(&app, &room, &content).await?;
     }
@@ -172,6 +175,11 @@ async fn send_state_event(
         let event = NewEvent::state(request.event_type, request.state_key, content);
         append(&app, &room, &sender, event).await?
     };
+    if is_tombstone {
+        // Some replace a room step by step; this goes on even if the client does not wait for the answer.
+        let bring = tokio::spawn(async move { settings::bring_all(&app, &room).await });
+        bring.await.map_err(Error::internal)??;
+    }
     Ok(send_state_event::v3::Response::new(appended.event_id))
 }
 

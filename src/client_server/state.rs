@@ -1,14 +1,11 @@
 //! "Getting events for a room": what holds in it, and who is in it.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use ruma::{
-    OwnedMxcUri,
+    OwnedUserId,
     api::client::{
-        membership::{
-            get_member_events,
-            joined_members::{self, v3::RoomMember},
-        },
+        membership::{get_member_events, joined_members},
         state::{
             get_state_event_for_key::{self, v3::StateEventFormat},
             get_state_events,
@@ -16,7 +13,7 @@ use ruma::{
     },
     events::room::member::MembershipState,
 };
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     app::App,
@@ -37,7 +34,7 @@ pub(super) fn routes() -> Routes {
         .add::<get_state_events::v3::Request, _, _>(get_state_events)
         .add::<get_state_event_for_key::v3::Request, _, _>(get_state_event_for_key)
         .add::<get_member_events::v3::Request, _, _>(get_member_events)
-        .add::<joined_members::v3::Request, _, _>(joined_members)
+        .json::<joined_members::v3::Request, _, _, _>(joined_members)
 }
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/state`
@@ -110,7 +107,13 @@ async fn get_member_events(
     let state = match (&request.at, &access) {
         (Some(token), _) => {
             let place = timeline::place(&app, &room, token).await?;
-            match timeline::last_before(&app, &room, place).await? {
+            // Before the first event there is nobody. Who has the whole history in a timeline asks with such a token,
+            // and wants to know whom the room begins with.
+            let event = match timeline::last_before(&app, &room, place).await? {
+                None => timeline::beginning(&app, &room).await?,
+                event => event,
+            };
+            match event {
                 Some(event) if !sight.may_see(&event) => {
                     return Err(Error::forbidden("you may not see the room at that time"));
                 }
@@ -164,10 +167,7 @@ fn membership_of(event: &Event) -> Option<MembershipState> {
 }
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/joined_members`
-async fn joined_members(
-    app: Arc<App>,
-    call: Call<joined_members::v3::Request>,
-) -> Result<joined_members::v3::Response> {
+async fn joined_members(app: Arc<App>, call: Call<joined_members::v3::Request>) -> Result<Joined> {
     let viewer = Viewer::of(&app, &call.requester).await?;
     let (room, access) = readable(&app, &call.body.room_id, &viewer).await?;
     if !matches!(access, Access::Now) {
@@ -179,11 +179,24 @@ async fn joined_members(
     let joined = members
         .into_iter()
         .filter_map(|member| {
-            let mut profile = RoomMember::new();
-            profile.display_name = member.display_name;
-            profile.avatar_url = member.avatar_url.map(OwnedMxcUri::from);
+            let profile = Profile {
+                display_name: member.display_name,
+                avatar_url: member.avatar_url,
+            };
             Some((ids.remove(&member.user)?, profile))
         })
         .collect();
-    Ok(joined_members::v3::Response::new(joined))
+    Ok(Joined { joined })
+}
+
+/// Who has joined. Ruma's type leaves out what is not set; other servers say `null`, and clients have come to expect it.
+#[derive(Debug, Serialize)]
+struct Joined {
+    joined: BTreeMap<OwnedUserId, Profile>,
+}
+
+#[derive(Debug, Serialize)]
+struct Profile {
+    display_name: Option<String>,
+    avatar_url: Option<String>,
 }

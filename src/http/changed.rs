@@ -1,4 +1,4 @@
-//! Bodies that are changed before ruma reads them.
+//! Bodies and queries that are changed before ruma reads them.
 
 use std::{future::Future, sync::Arc};
 
@@ -8,6 +8,7 @@ use axum::{
     routing::{MethodRouter, on},
 };
 use bytes::Bytes;
+use http::Uri;
 use ruma::api::IncomingRequest;
 use serde_json::{Map, Value};
 
@@ -40,6 +41,23 @@ where
             }
         },
     )
+}
+
+/// Adds a parameter to a query that does not have it.
+pub(super) fn query(mut request: Request, name: &str, value: &str) -> Request {
+    let uri = request.uri();
+    let query = uri.query().unwrap_or_default();
+    let has_it = query
+        .split('&')
+        .any(|pair| pair.split('=').next() == Some(name));
+    if !has_it {
+        let and = if query.is_empty() { "" } else { "&" };
+        let whole = format!("{}?{query}{and}{name}={value}", uri.path());
+        if let Ok(changed) = Uri::try_from(whole) {
+            *request.uri_mut() = changed;
+        }
+    }
+    request
 }
 
 /// Adds a field to a JSON object that does not have it. Anything else stays as it is.

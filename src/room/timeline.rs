@@ -441,6 +441,27 @@ pub async fn last_before(app: &App, room: &Room, place: Place) -> Result<Option<
     Ok(page.pop().map(Arc::new))
 }
 
+/// The event with which a room begins to have members: the join of its creator, or the first event that is known here.
+///
+/// # Errors
+/// If the database fails.
+pub async fn beginning(app: &App, room: &Room) -> Result<Option<Arc<Event>>> {
+    let all = Range::after(room.nid, Place::START);
+    let first = storage::timeline::page(&app.db, room.rules, &all, 2).await?;
+    let mut first = first.into_iter();
+    let event = match first.next() {
+        Some(create) if is_create(&create) => first.next().or(Some(create)),
+        event => event,
+    };
+    Ok(event.map(Arc::new))
+}
+
+/// Whether an event is the one that made its room.
+#[must_use]
+pub fn is_create(event: &Event) -> bool {
+    &*event.pdu.event_type == "m.room.create" && event.pdu.state_key.as_deref() == Some("")
+}
+
 #[cfg(test)]
 mod tests {
     use super::wildcard;

@@ -92,10 +92,11 @@ async fn capabilities_are_those_of_the_configuration() {
     let available: Map<_, _> = available.collect();
     let expected = json!({
         "m.room_versions": { "default": "11", "available": available },
+        "m.change_password": { "enabled": true },
         "m.get_login_token": { "enabled": true },
         "m.profile_fields": { "enabled": true },
         "m.3pid_changes": { "enabled": false },
     });
-    // A password, a name and an avatar can be changed where nothing else is said.
+    // A name and an avatar can be changed where nothing else is said.
     assert_eq!(body["capabilities"], expected);
 }

@@ -79,7 +79,7 @@ async fn impossible_profiles_are_refused() {
         .fails(403, "M_FORBIDDEN");
     for (field, value) in [
         ("displayname", json!("x".repeat(2000))),
-        ("avatar_url", json!("https://example.org/picture")),
+        ("avatar_url", json!(format!("mxc://{}/x", "x".repeat(2000)))),
         ("nonsense", json!(1)),
         ("Upper.case", json!(1)),
         ("m.%00", json!(1)),

@@ -143,6 +143,7 @@ async fn members_are_listed_and_chosen() {
             "?membership=join&not_membership=leave".to_owned(),
             all.clone(),
         ),
+        ("?at=t0_0".to_owned(), set(&[(a, "join")])),
         (format!("?at={before_last}"), set(&[(a, "join")])),
         (format!("?at={before}"), set(&[(a, "join")])),
     ] {
@@ -160,7 +161,10 @@ async fn members_are_listed_and_chosen() {
         joined.keys().map(String::as_str).collect::<Vec<_>>(),
         [a, b]
     );
-    assert_eq!(joined[a]["display_name"], "Alice");
+    assert_eq!(
+        joined[a],
+        json!({ "display_name": "Alice", "avatar_url": null })
+    );
     bob.post(&format!("/rooms/{room}/leave"), json!({}))
         .await
         .ok();

@@ -263,6 +263,15 @@ async fn what_people_have_set_for_a_room_goes_with_them() {
             (&json!("notify"), &json!(false))
         );
     }
+    // Some make the new room first, and then say so in the old one.
+    let made = json!({ "creation_content": { "predecessor": { "room_id": new } } });
+    let made = alice.create_room(made).await;
+    let tombstone = json!({ "body": "moved", "replacement_room": made });
+    let path = format!("/rooms/{new}/state/m.room.tombstone");
+    alice.put(&path, tombstone).await.ok();
+    let path = format!("/user/{}/rooms/{made}/tags", alice.id);
+    let tags = alice.get(&path).await.ok();
+    assert_eq!(tags["tags"]["m.favourite"]["order"], 0.5);
     // A room that merely says so replaces nothing.
     let claim = json!({ "creation_content": { "predecessor": { "room_id": room } }, "preset": "public_chat" });
     let claims = alice.create_room(claim).await;

@@ -34,7 +34,34 @@ pub async fn bring(app: &App, new: &Room, sender: &Sender) -> Result<()> {
     let Some(old) = replaced(app, new).await? else {
         return Ok(());
     };
-    let user = sender.user;
+    bring_one(app, &old, new, sender.user).await
+}
+
+/// Brings what everybody here has set for a room that says now where it is continued, if they are there already.
+///
+/// # Errors
+/// If the database fails.
+pub async fn bring_all(app: &App, old: &Room) -> Result<()> {
+    let Some(id) = replacement(app, old).await? else {
+        return Ok(());
+    };
+    let Some(new) = app.rooms.by_id(&app.db, || app.head(), &id).await? else {
+        return Ok(());
+    };
+    if replaced(app, &new)
+        .await?
+        .is_none_or(|replaced| replaced.nid != old.nid)
+    {
+        return Ok(());
+    }
+    let users: Vec<_> = new.seen().local.keys().copied().collect();
+    for user in users {
+        bring_one(app, old, &new, user).await?;
+    }
+    Ok(())
+}
+
+async fn bring_one(app: &App, old: &Room, new: &Room, user: UserNid) -> Result<()> {
     if members::get(&app.db, old.nid, user).await?.is_none() {
         return Ok(());
     }
@@ -86,10 +113,6 @@ async fn replaced(app: &App, new: &Room) -> Result<Option<Arc<Room>>> {
     struct Predecessor {
         room_id: OwnedRoomId,
     }
-    #[derive(Deserialize)]
-    struct Tombstone {
-        replacement_room: OwnedRoomId,
-    }
     let create = StateEventType::RoomCreate;
     let Some(create) = head::state_content::<Create>(app, new, &create, "").await? else {
         return Ok(None);
@@ -98,10 +121,21 @@ async fn replaced(app: &App, new: &Room) -> Result<Option<Arc<Room>>> {
     let Some(old) = app.rooms.by_id(&app.db, || app.head(), &id).await? else {
         return Ok(None);
     };
-    let tombstone = StateEventType::RoomTombstone;
-    let tombstone = head::state_content::<Tombstone>(app, &old, &tombstone, "").await?;
-    let is_replaced = tombstone.is_some_and(|tombstone| tombstone.replacement_room == new.id);
+    let is_replaced = replacement(app, &old)
+        .await?
+        .is_some_and(|room| room == new.id);
     Ok(is_replaced.then_some(old))
+}
+
+/// The room that a room says is its continuation.
+async fn replacement(app: &App, old: &Room) -> Result<Option<OwnedRoomId>> {
+    #[derive(Deserialize)]
+    struct Tombstone {
+        replacement_room: OwnedRoomId,
+    }
+    let kind = StateEventType::RoomTombstone;
+    let tombstone = head::state_content::<Tombstone>(app, old, &kind, "").await?;
+    Ok(tombstone.map(|tombstone| tombstone.replacement_room))
 }
 
 /// The content of `m.direct`, with the new room beside the old one; `None` if that changes nothing.
