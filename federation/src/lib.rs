@@ -19,13 +19,17 @@
 
 #![warn(missing_docs)]
 
+pub mod address_policy;
 pub mod auth;
+pub mod backoff;
 pub mod draft;
 pub mod error;
 pub mod event;
 pub mod json;
 pub mod keys;
+pub mod name;
 pub mod received;
+pub mod request;
 pub mod room_version;
 
 pub use auth::{

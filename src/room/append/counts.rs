@@ -125,13 +125,8 @@ impl Step<'_> {
         ) else {
             return Ok(());
         };
-        let before = relations::own_annotations(
-            &self.app.db,
-            parent.nid,
-            sender,
-            kind,
-            MAX_OWN_ANNOTATIONS,
-        );
+        let before =
+            relations::own_annotations(&self.app.db, parent.nid, sender, kind, MAX_OWN_ANNOTATIONS);
         if before
             .await?
             .iter()
@@ -300,8 +295,11 @@ impl Step<'_> {
                 .map(|event: &Event| &*event.pdu)
         };
         let create = event_at(&StateEventType::RoomCreate);
-        let levels =
-            power::from_events(self.room, create, event_at(&StateEventType::RoomPowerLevels));
+        let levels = power::from_events(
+            self.room,
+            create,
+            event_at(&StateEventType::RoomPowerLevels),
+        );
         levels.user_can_redact_event_of_other(user)
     }
 

@@ -18,11 +18,7 @@ use crate::{
 
 impl Step<'_> {
     /// Makes the event on top of the head, if the rules allow it. Answers it with the state that it was judged by.
-    pub(super) async fn build(
-        &self,
-        sender: &Sender,
-        new: NewEvent,
-    ) -> Result<(Pdu, StateMap)> {
+    pub(super) async fn build(&self, sender: &Sender, new: NewEvent) -> Result<(Pdu, StateMap)> {
         let rules = self.room.rules;
         let is_create = new.event_type == "m.room.create" && new.state_key.is_some();
         if new.event_type == "m.room.create" && !(is_create && self.extremities.is_empty()) {

@@ -3,16 +3,16 @@
 use std::sync::Arc;
 
 use homing_federation::event::Pdu;
-use ruma::{CanonicalJsonObject, CanonicalJsonValue, UserId, events::room::member::MembershipState};
+use ruma::{
+    CanonicalJsonObject, CanonicalJsonValue, UserId, events::room::member::MembershipState,
+};
 use serde::Deserialize;
 
 use super::step::Step;
 use crate::{
     bus::Effect,
     error::{Error, Result},
-    storage::{
-        Event, Member, Membership, Position, ReadMarker, highlights, members, receipts,
-    },
+    storage::{Event, Member, Membership, Position, ReadMarker, highlights, members, receipts},
 };
 
 /// The fields of a member event that have columns of their own. Other servers write there what they like.

@@ -194,9 +194,7 @@ impl<'a> Step<'a> {
             pos: None,
             ord: -placed.nid.0,
             type_nid: self.names.event_type(&pdu.event_type)?,
-            key: key_of(&pdu)
-                .map(|key| self.names.key(&key))
-                .transpose()?,
+            key: key_of(&pdu).map(|key| self.names.key(&key)).transpose()?,
             sender: placed.sender,
             flags: placed.flags | has_url,
             state_line: placed.before.line,
@@ -308,7 +306,8 @@ impl<'a> Step<'a> {
         if &*key.0 == "m.room.member" {
             self.set_member(&key.1, event, before, at)?;
         }
-        self.state.push((key, event.map(|event| Arc::new(event.clone()))));
+        self.state
+            .push((key, event.map(|event| Arc::new(event.clone()))));
         Ok(())
     }
 
