@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use homing_federation::SigningKey;
+use homing_federation::{Client, SigningKey};
 use quick_cache::sync::Cache;
 use ruma::{OwnedEventId, OwnedServerName, RoomId, ServerName, UserId};
 use tokio_util::sync::CancellationToken;
@@ -84,8 +84,10 @@ pub struct App {
     pub uiaa: Uiaa,
     /// The media on disk.
     pub files: Files,
-    /// The key that signs events.
-    pub signing_key: SigningKey,
+    /// The key that signs events and requests.
+    pub signing_key: Arc<SigningKey>,
+    /// What sends requests to other servers.
+    pub federation: Client,
     /// The time.
     pub clock: Clock,
     /// What is measured.

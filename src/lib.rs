@@ -15,6 +15,7 @@ pub mod client_server;
 pub mod clock;
 pub mod config;
 pub mod error;
+pub mod federation;
 pub mod files;
 pub mod filter;
 pub mod http;

@@ -13,7 +13,7 @@ use homing::{
     Server,
     announcement::announce,
     config::{self, Config, LogFormat},
-    create_user,
+    create_user, federation,
     listen::{self, Bound},
     storage, telemetry,
 };
@@ -82,6 +82,7 @@ fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         }
         Command::CheckConfig => {
             listen::check(&config.listeners)?;
+            federation::authorities(&config)?;
             storage::check_url(&config.database_url())
                 .map_err(|error| format!("`database.url` cannot be used: {error}"))?;
             println!("The settings can be used.");

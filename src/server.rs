@@ -31,6 +31,7 @@ use crate::{
     clock::Clock,
     config::{Config, Listener},
     error::Error,
+    federation,
     files::Files,
     filter::Filters,
     http::{Bodies, panicked},
@@ -103,6 +104,9 @@ pub enum StartError {
     /// An account cannot be made.
     #[error("{0}")]
     Account(String),
+    /// The client for other servers cannot be made.
+    #[error(transparent)]
+    Federation(#[from] federation::Error),
     /// A listener cannot be opened.
     #[error(transparent)]
     Listen(#[from] listen::Error),
@@ -215,7 +219,8 @@ fn database(config: &Config) -> impl Fn(storage::Error) -> StartError + Copy + u
 /// If the data directory or the database cannot be used, or the database is that of a server with another name.
 pub async fn open(config: Config) -> Result<Arc<App>, StartError> {
     let opening = wait_for_turn(&config.data_dir.join("homing.opening"))?;
-    let signing_key = signing_key(&config.data_dir.join("signing.key"))?;
+    let signing_key = Arc::new(signing_key(&config.data_dir.join("signing.key"))?);
+    let federation = federation::client(&config, Arc::clone(&signing_key))?;
     let connections = config
         .database
         .max_connections
@@ -266,6 +271,7 @@ pub async fn open(config: Config) -> Result<Arc<App>, StartError> {
         erased,
         uiaa: Uiaa::default(),
         signing_key,
+        federation,
         clock: Clock::default(),
         metrics,
         shutdown: CancellationToken::new(),

@@ -1,8 +1,9 @@
 //! What two Matrix homeservers must agree on.
 //!
 //! This crate holds the parts of the [server-server protocol][spec] that are pure computation:
-//! how an event is built, hashed, signed, redacted and authorized. It has no database, no web
-//! server and no clock; everything it needs is an argument, and its tests are tables.
+//! how an event is built, hashed, signed, redacted and authorized, and how servers are found and
+//! believed. It has no database, no web server and no clock; everything it needs is an argument,
+//! and its tests are tables. Only [`client`] does anything: it sends requests to other servers.
 //!
 //! | Module           | What it knows                                                 |
 //! |------------------|---------------------------------------------------------------|
@@ -13,6 +14,11 @@
 //! | [`received`]     | reading an event of another server and checking its signatures |
 //! | [`mod@auth`]     | which auth events an event names, and whether it is allowed   |
 //! | [`keys`]         | the server's signing key and its file format                  |
+//! | [`request`]      | the `X-Matrix` authorization of requests                      |
+//! | [`name`]         | the steps from a server's name to where it is                 |
+//! | [`address_policy`] | which addresses are not connected to                        |
+//! | [`backoff`]      | how long to leave alone a server that does not answer         |
+//! | [`client`]       | sending requests to other servers, within limits              |
 //! | [`mod@error`]    | what can go wrong                                             |
 //!
 //! [spec]: https://spec.matrix.org/v1.19/server-server-api/
@@ -22,6 +28,7 @@
 pub mod address_policy;
 pub mod auth;
 pub mod backoff;
+pub mod client;
 pub mod draft;
 pub mod error;
 pub mod event;
@@ -35,6 +42,7 @@ pub mod room_version;
 pub use auth::{
     Rejection, auth_types_for_event, authorize, authorize_by_auth_events, authorize_by_state,
 };
+pub use client::Client;
 pub use draft::Draft;
 pub use error::Error;
 pub use event::{Pdu, redact};
