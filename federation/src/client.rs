@@ -24,7 +24,7 @@ mod tls;
 use std::{fmt, net::IpAddr, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderValue, Request, Response, StatusCode, Uri, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use ruma::{
     OwnedServerName, ServerName,
     api::{
@@ -270,6 +270,37 @@ impl Client {
         let headers = request.headers_mut();
         headers.insert(header::AUTHORIZATION, authorization);
         self.exchange(limits, to, request).await
+    }
+
+    /// Sends a signed request whose body is made already, in canonical JSON; answers the body of the answer. `path` has
+    /// the query too.
+    ///
+    /// # Errors
+    /// If there is no answer, or its status is no success.
+    pub async fn send_canonical(
+        &self,
+        limits: Limits,
+        to: &ServerName,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Bytes, Error> {
+        let signed = Target {
+            method: &method,
+            uri: path,
+            origin: &self.own.server_name,
+            destination: to,
+        };
+        let authorization = signed.sign_canonical(&body, &self.own.key);
+        let request = Request::builder()
+            .method(&method)
+            .uri(path)
+            .header(header::AUTHORIZATION, authorization)
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(body)
+            .map_err(|error| Error::BadRequest(error.to_string()))?;
+        let answer = self.exchange(limits, to, request).await?;
+        answer.into_body().collect().await
     }
 
     /// Sends a request that needs no signature: for keys and versions.

@@ -2,13 +2,12 @@
 //!
 //! Specification: <https://spec.matrix.org/v1.19/server-server-api/#request-authentication>.
 
-use ed25519_dalek::{Signature, VerifyingKey};
 use http::Method;
 use ruma::{
     CanonicalJsonObject, CanonicalJsonValue, OwnedServerName, OwnedServerSigningKeyId, ServerName,
 };
 
-use crate::{Error, SigningKey, keys::decode};
+use crate::{Error, SigningKey, VerifyKey, keys::decode};
 
 /// The name of the scheme in the `Authorization` header.
 pub const SCHEME: &str = "X-Matrix";
@@ -53,31 +52,28 @@ impl Target<'_> {
     /// # Errors
     /// [`Error::NotJson`] or [`Error::BadJson`] if the body has no canonical form.
     pub fn sign(&self, body: &[u8], key: &SigningKey) -> Result<String, Error> {
-        let signature = key.sign_bytes(&self.signed(&canonical(body)?));
-        Ok(format!(
+        Ok(self.sign_canonical(&canonical(body)?, key))
+    }
+
+    /// The same for a body that is canonical JSON already, or empty.
+    #[must_use]
+    pub fn sign_canonical(&self, body: &[u8], key: &SigningKey) -> String {
+        let signature = key.sign_bytes(&self.signed(body));
+        format!(
             "{SCHEME} origin=\"{}\",destination=\"{}\",key=\"{}\",sig=\"{signature}\"",
             self.origin,
             self.destination,
             key.id(),
-        ))
+        )
     }
 
-    /// Whether `signature` is that of this request with this body, made with the key whose public half is `public_key`.
+    /// Whether `signature` is that of this request with this body, made with `key`.
     ///
     /// Most servers send a body in its canonical form, so it is first taken as it is; only if that fails, it is read
     /// and written anew. `body` must be one JSON value (or nothing), else it could pretend to be other fields.
     #[must_use]
-    pub fn is_signed_by(&self, body: &[u8], public_key: &[u8], signature: &[u8]) -> bool {
-        let Ok(public_key) = <[u8; 32]>::try_from(public_key) else {
-            return false;
-        };
-        let (Ok(key), Ok(signature)) = (
-            VerifyingKey::from_bytes(&public_key),
-            Signature::from_slice(signature),
-        ) else {
-            return false;
-        };
-        let holds = |content: &[u8]| key.verify_strict(&self.signed(content), &signature).is_ok();
+    pub fn is_signed_by(&self, body: &[u8], key: &VerifyKey, signature: &[u8]) -> bool {
+        let holds = |content: &[u8]| key.verify(&self.signed(content), signature);
         holds(body)
             || canonical(body).is_ok_and(|content| content.as_slice() != body && holds(&content))
     }
@@ -305,7 +301,7 @@ mod tests {
     #[test]
     fn a_signature_covers_all_of_a_request() {
         let key = key();
-        let public = decode(&key.public_key()).unwrap();
+        let public = key.verify_key();
         let target = target("/_matrix/x?a=%20\"", server_name!("b.example"));
         for body in ["", "{}", r#"{ "b": 1, "a": "é" }"#] {
             let body = body.as_bytes();
@@ -346,16 +342,17 @@ mod tests {
                 },
                 body
             ));
-            assert!(!target.is_signed_by(body, &[0; 32], &read.signature));
+            let other = SigningKey::generate(&mut rand::rng()).verify_key();
+            assert!(!target.is_signed_by(body, &other, &read.signature));
             assert!(!target.is_signed_by(body, &public, &read.signature[1..]));
-            assert!(!target.is_signed_by(body, b"", b""));
+            assert!(!target.is_signed_by(body, &public, b""));
         }
     }
 
     #[test]
     fn order_and_spaces_of_the_body_do_not_matter() {
         let key = key();
-        let public = decode(&key.public_key()).unwrap();
+        let public = key.verify_key();
         let target = target("/x", server_name!("b.example"));
         let header = target.sign(br#"{"b":[1,2],"a":{}}"#, &key).unwrap();
         let signature = Authorization::parse(&header).unwrap().signature;
@@ -371,7 +368,7 @@ mod tests {
     #[test]
     fn what_has_no_canonical_form_is_taken_as_it_came() {
         let key = key();
-        let public = decode(&key.public_key()).unwrap();
+        let public = key.verify_key();
         let target = target("/x", server_name!("b.example"));
         let body = br#"{"pdus":[{"a":1.5},{"b":1}]}"#;
         let signature = decode(&key.sign_bytes(&target.signed(body))).unwrap();

@@ -9,7 +9,9 @@
     reason = "short texts, made seldom"
 )]
 
+mod fake_server;
 mod server;
+mod tls;
 
 mod account;
 mod account_data;
@@ -23,6 +25,7 @@ mod devices;
 mod directory;
 mod discovery;
 mod fallback;
+mod federation_client;
 mod log;
 mod login;
 mod media;

@@ -14,8 +14,11 @@ use homing::{
     config::{Config, Listener, RegistrationMode},
 };
 use reqwest::{Method, StatusCode};
+use ruma::ServerName;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+use crate::tls;
 
 /// A running server. When it is dropped, it must not have failed at anything.
 pub struct TestServer {
@@ -109,6 +112,32 @@ impl TestServer {
         Self::run(config, directory).await
     }
 
+    /// A server that other servers of these tests can reach, named after its port: `localhost:PORT`. Clients reach it
+    /// as they do all others.
+    pub async fn federated() -> Self {
+        Self::federated_with(|_| {}).await
+    }
+
+    /// The same after `change` has changed the settings.
+    pub async fn federated_with(change: impl FnOnce(&mut Config)) -> Self {
+        let directory = Arc::new(TempDir::new().expect("a temporary directory can be made"));
+        let mut config = test_config(&directory).await;
+        let port = tls::free_port();
+        config.server_name = format!("localhost:{port}")
+            .try_into()
+            .expect("a server name");
+        config.listeners.push(tls::listener(directory.path(), port));
+        config.federation.ca_file = Some(tls::write_authority(directory.path()));
+        config.federation.allow_addresses = vec!["127.0.0.0/8".parse().expect("a network")];
+        change(&mut config);
+        Self::run(config, directory).await
+    }
+
+    /// The name of the server.
+    pub fn name(&self) -> &ServerName {
+        self.app.name()
+    }
+
     async fn run(config: Config, directory: Arc<TempDir>) -> Self {
         let server = Server::start(config).await.expect("the server starts");
         let app = Arc::clone(&server.app);
@@ -149,11 +178,24 @@ impl TestServer {
         token: Option<&str>,
         body: Option<Value>,
     ) -> Answer {
+        let headers = token.map(|token| ("authorization", format!("Bearer {token}")));
+        self.request_with(method, path, headers.as_slice(), body)
+            .await
+    }
+
+    /// Sends a request with these headers.
+    pub async fn request_with(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, String)],
+        body: Option<Value>,
+    ) -> Answer {
         let mut request = self
             .http
             .request(method, format!("http://{}{path}", self.address));
-        if let Some(token) = token {
-            request = request.bearer_auth(token);
+        for (name, value) in headers {
+            request = request.header(*name, value);
         }
         if let Some(body) = body {
             request = request.json(&body);
