@@ -78,7 +78,7 @@ impl Guarded {
                 Err(error) if is_repeatable && broke_off(&error) => send(&request).await,
                 answer => answer,
             };
-            Ok((answer.map_err(failure)?, place))
+            Ok((answer.map_err(|error| failure(&error))?, place))
         };
         let work = tokio::time::timeout_at(deadline, work);
         let (answer, place) = work.await.map_err(|_| Error::TimedOut)??;
@@ -155,7 +155,7 @@ fn broke_off(error: &legacy::Error) -> bool {
 }
 
 /// What the connector says if it was the connector; else what became of the connection.
-fn failure(error: legacy::Error) -> Error {
+fn failure(error: &legacy::Error) -> Error {
     let mut source = error.source();
     while let Some(error) = source {
         if let Some(error) = error.downcast_ref::<Error>() {
@@ -168,7 +168,7 @@ fn failure(error: legacy::Error) -> Error {
         }
         source = error.source();
     }
-    Error::unreachable(&error)
+    Error::unreachable(error)
 }
 
 #[cfg(test)]
