@@ -40,6 +40,12 @@ pub enum Error {
         /// The server whose key is needed.
         server: OwnedServerName,
     },
+    /// A walk through the events of a room met more of them than it may.
+    #[error("more than {limit} events are involved")]
+    TooManyEvents {
+        /// How many events the walk may meet.
+        limit: usize,
+    },
     /// The text of a key cannot be read. The message never contains key material.
     #[error("bad signing key: {0}")]
     BadKey(String),

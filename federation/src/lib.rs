@@ -11,8 +11,10 @@
 //! | [`json`]         | reading JSON from a client as strictly as canonical JSON asks |
 //! | [`event`]        | [`Pdu`], a parsed event, and its redacted form                |
 //! | [`draft`]        | [`Draft`], an event to be, and how it is hashed and signed    |
-//! | [`received`]     | reading an event of another server and checking its signatures |
+//! | [`received`]     | events of other servers, and who must have signed them        |
 //! | [`mod@auth`]     | which auth events an event names, and whether it is allowed   |
+//! | [`state_res`]    | which state holds where branches of a room meet               |
+//! | [`auth_graph`]   | what state resolution has to know of the auth chains          |
 //! | [`keys`]         | the server's signing key and its file format                  |
 //! | [`request`]      | the `X-Matrix` authorization of requests                      |
 //! | [`name`]         | the steps from a server's name to where it is                 |
@@ -27,6 +29,7 @@
 
 pub mod address_policy;
 pub mod auth;
+pub mod auth_graph;
 pub mod backoff;
 pub mod client;
 pub mod draft;
@@ -38,6 +41,7 @@ pub mod name;
 pub mod received;
 pub mod request;
 pub mod room_version;
+pub mod state_res;
 
 pub use auth::{
     Rejection, auth_types_for_event, authorize, authorize_by_auth_events, authorize_by_state,

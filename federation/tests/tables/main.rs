@@ -4,8 +4,10 @@ mod auth;
 mod events;
 mod json;
 mod keys;
+mod random_room;
 mod received;
 mod redaction;
+mod state_res;
 
 use homing_federation::{Draft, SigningKey};
 use ruma::{
