@@ -300,9 +300,12 @@ async fn refuse_others(app: &App, requester: Option<&Requester>, auth: &AuthData
         return Ok(());
     };
     match accounts::identified(app, &data.identifier).await? {
-        Some(account) if account.user != requester.user => Err(Error::forbidden(
-            "you are signed in as somebody else than this password is for",
-        )),
+        Some(account) if account.user != requester.user => {
+            rate_limit::check(app, Class::LoginPerAccount, requester.user)?;
+            Err(Error::forbidden(
+                "you are signed in as somebody else than this password is for",
+            ))
+        }
         _ => Ok(()),
     }
 }

@@ -20,7 +20,7 @@ use crate::{
     room::{
         self,
         append::{NewEvent, Sender, append},
-        head, membership,
+        head, membership, power,
         upgrade::settings,
     },
     rooms::Room,
@@ -162,6 +162,9 @@ async fn send_state_event(
         return Ok(send_state_event::v3::Response::new(
             current.pdu.event_id.clone(),
         ));
+    }
+    if request.event_type == StateEventType::RoomPowerLevels && request.state_key.is_empty() {
+        power::check_users(&app, &room, &content).await?;
     }
     let is_tombstone =
         request.event_type == StateEventType::RoomTombstone && request.state_key.is_empty();

@@ -2,7 +2,7 @@
 
 use homing_federation::event::Pdu;
 use ruma::{
-    OwnedUserId,
+    CanonicalJsonObject, CanonicalJsonValue, OwnedUserId,
     events::{
         StateEventType,
         room::power_levels::{RoomPowerLevels, RoomPowerLevelsEventContent, RoomPowerLevelsSource},
@@ -11,7 +11,11 @@ use ruma::{
 };
 
 use super::head;
-use crate::{app::App, error::Result, rooms::Room};
+use crate::{
+    app::App,
+    error::{Error, Result},
+    rooms::Room,
+};
 
 /// The power levels that a create event and a power levels event amount to.
 #[must_use]
@@ -41,4 +45,25 @@ pub async fn now(app: &App, room: &Room) -> Result<RoomPowerLevels> {
         create.as_deref().map(|event| &*event.pdu),
         power_levels.as_deref().map(|event| &*event.pdu),
     ))
+}
+
+/// Checks that new power levels give no level to those who may do everything anyway, because they made the room.
+///
+/// # Errors
+/// `M_INVALID_PARAM` if they do.
+pub async fn check_users(app: &App, room: &Room, content: &CanonicalJsonObject) -> Result<()> {
+    let Some(CanonicalJsonValue::Object(users)) = content.get("users") else {
+        return Ok(());
+    };
+    let creators = now(app, room).await?.rules.privileged_creators;
+    let named = creators.into_iter().flatten();
+    match named
+        .into_iter()
+        .find(|user| users.contains_key(user.as_str()))
+    {
+        Some(user) => Err(Error::invalid_param(format!(
+            "{user} made the room and has no power level"
+        ))),
+        None => Ok(()),
+    }
 }

@@ -250,12 +250,13 @@ async fn power_levels(
     };
     let mut content = content(&event)?;
     levels::repair(&mut content);
-    if old.rules.authorization.explicitly_privilege_room_creators {
+    let new_has_creators = rules.authorization.explicitly_privilege_room_creators;
+    if old.rules.authorization.explicitly_privilege_room_creators && !new_has_creators {
         let before = power::now(app, old).await?;
         let creators = before.rules.privileged_creators.into_iter().flatten();
         levels::add(&mut content, creators.chain([sender.id.clone()]));
     }
-    if rules.authorization.explicitly_privilege_room_creators {
+    if new_has_creators {
         levels::remove(&mut content, [&sender.id]);
         levels::remove(&mut content, additional_creators);
     }

@@ -169,7 +169,7 @@ async fn proofs_by_password_whoever_they_name() {
         alice.post("/delete_devices", body).await
     };
     for _ in 0..3 {
-        guess().await.fails(401, "M_FORBIDDEN");
+        guess().await.fails(403, "M_FORBIDDEN");
     }
     limited(guess().await);
     server.login("bob", PASSWORD, json!({})).await.ok();

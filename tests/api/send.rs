@@ -106,8 +106,6 @@ async fn the_rules_of_the_room_decide_what_may_be_sent() {
         .await
         .fails(403, "M_FORBIDDEN");
     for (kind, key, content) in [
-        ("m.room.create", "", json!({})),
-        ("m.room.create", "x", json!({})),
         ("m.room.member", &*bob.id, json!({ "membership": "join" })),
         (
             "m.room.member",
@@ -117,14 +115,18 @@ async fn the_rules_of_the_room_decide_what_may_be_sent() {
         ("m.room.member", &alice.id, json!({ "membership": "knock" })),
         ("org.example", &bob.id, json!({})),
         ("org.example", "@nonsense", json!({})),
-        (
-            "m.room.power_levels",
-            "",
-            json!({ "users": { alice.id.clone(): 100 } }),
-        ),
     ] {
         let answer = put_state(&alice, &room, kind, key, content.clone()).await;
         assert_eq!(answer.status, 403, "{kind} {key} {content}");
+    }
+    let levels = json!({ "users": { alice.id.clone(): 100 } });
+    for (kind, key, content) in [
+        ("m.room.create", "", json!({})),
+        ("m.room.create", "x", json!({})),
+        ("m.room.power_levels", "", levels),
+    ] {
+        let answer = put_state(&alice, &room, kind, key, content).await;
+        answer.fails(400, "M_INVALID_PARAM");
     }
     put_state(&alice, &room, "org.example", &alice.id, json!({}))
         .await
@@ -140,7 +142,7 @@ async fn the_rules_of_the_room_decide_what_may_be_sent() {
     .ok();
     send(&alice, &room, "m.room.create", json!({}))
         .await
-        .fails(403, "M_FORBIDDEN");
+        .fails(400, "M_INVALID_PARAM");
     send(
         &alice,
         &room,
@@ -446,5 +448,5 @@ async fn a_redacted_member_event_takes_its_names_along() {
         .await
         .ok();
     let nameless = alice.get(&members).await.ok();
-    assert_eq!(nameless["joined"][&bob.id].get("display_name"), None);
+    assert_eq!(nameless["joined"][&bob.id]["display_name"], json!(null));
 }

@@ -116,6 +116,15 @@ async fn the_creators_of_old_rooms_keep_their_power() {
     assert_eq!(levels["users"], json!({}));
     let create = state(&alice, &new, "m.room.create", "").await;
     assert_eq!(create["additional_creators"], json!([bob.id]));
+    // Between versions with creators, those of the old room are none in the new one unless they are named.
+    let levels = json!({ "users": { bob.id.clone(): 150 } });
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    bob.post(&format!("/join/{room}"), json!({})).await.ok();
+    let path = format!("/rooms/{room}/state/m.room.power_levels");
+    alice.put(&path, levels).await.ok();
+    let newer = upgrade(&bob, &room, json!({ "new_version": "12" })).await;
+    let levels = state(&bob, &newer, "m.room.power_levels", "").await;
+    assert_eq!(levels["users"], json!({}));
     for version in ["6", "7", "8", "10"] {
         let new = upgrade(&alice, &new, json!({ "new_version": version })).await;
         assert_eq!(

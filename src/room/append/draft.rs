@@ -22,7 +22,9 @@ impl Step<'_> {
         let rules = self.room.rules;
         let is_create = new.event_type == "m.room.create" && new.state_key.is_some();
         if new.event_type == "m.room.create" && !(is_create && self.extremities.is_empty()) {
-            return Err(Error::forbidden("a room has one create event, its first"));
+            return Err(Error::invalid_param(
+                "a room has one create event, its first",
+            ));
         }
         if new.event_type == "m.room.member" {
             if new.state_key.is_none() {
