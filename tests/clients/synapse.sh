@@ -7,7 +7,7 @@
 # continues with the same data. With POSTGRES_URL (as tests/postgres.sh prints it) Synapse gets a
 # database of its own on that server, named after PORT. The Python environment is made once, below
 # ~/.cache/homing; SYNAPSE_VENV names another one. SYNAPSE_BCRYPT_ROUNDS makes accounts cheaper than
-# the usual 12.
+# the usual 12. SYNAPSE_OVERRIDES is a YAML file whose settings win over those below.
 set -euo pipefail
 
 [ $# -ge 2 ] || { echo "usage: synapse.sh DIR PORT [POSTGRES_URL]" >&2; exit 2; }
@@ -19,6 +19,9 @@ if [ ! -e "$venv/ready" ]; then
     "$venv/bin/pip" install --quiet --disable-pip-version-check matrix-synapse psycopg2-binary
     touch "$venv/ready"
 fi
+
+config=(--config-path "$dir/homeserver.yaml")
+[ -z "${SYNAPSE_OVERRIDES:-}" ] || config+=(--config-path "$SYNAPSE_OVERRIDES")
 
 if [ ! -e "$dir/homeserver.yaml" ]; then
     mkdir -p "$dir"
@@ -72,8 +75,8 @@ if [ ! -e "$dir/homeserver.yaml" ]; then
 	handlers: {file: {class: logging.FileHandler, formatter: plain, filename: $dir/homeserver.log}}
 	root: {level: WARNING, handlers: [file]}
 	YAML
-    "$venv/bin/python" -m synapse.app.homeserver --config-path "$dir/homeserver.yaml" --generate-keys 2>/dev/null
+    "$venv/bin/python" -m synapse.app.homeserver "${config[@]}" --generate-keys 2>/dev/null
 fi
 
 cd "$dir"
-exec "$venv/bin/python" -m synapse.app.homeserver --config-path "$dir/homeserver.yaml"
+exec "$venv/bin/python" -m synapse.app.homeserver "${config[@]}"
