@@ -76,6 +76,11 @@ fn events() {
 }
 
 #[test]
+fn received_events() {
+    try_all("received", targets::received);
+}
+
+#[test]
 fn filters() {
     try_all("filter", targets::filter);
 }

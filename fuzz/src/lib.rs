@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use homing::{filter::parse, token::Token};
 use homing_federation::{
-    Draft, Error, Pdu, SigningKey, auth_types_for_event, authorize, redact, room_version,
-    strict_json,
+    Draft, Error, Pdu, SigningKey, Unverified, auth_types_for_event, authorize,
+    received::{MAX_RECEIVED_BYTES, is_signed_by, room_id_of, sign_received},
+    redact, room_version, strict_json,
 };
 use ruma::{
-    CanonicalJsonObject, CanonicalJsonValue, EventId, MilliSecondsSinceUnixEpoch, RoomId, UInt,
-    UserId, room_version_rules::RoomVersionRules, server_name, signatures::reference_hash,
+    CanonicalJsonObject, CanonicalJsonValue, EventId, MilliSecondsSinceUnixEpoch, RoomId,
+    RoomVersionId, UInt, UserId, room_version_rules::RoomVersionRules, server_name,
+    signatures::reference_hash,
 };
 
 const KEY: &str = "ed25519 a AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
@@ -115,6 +117,74 @@ fn examine(pdu: &Pdu, rules: &RoomVersionRules) {
             same.then(|| Arc::clone(&itself))
         };
         let _ = authorize(rules, pdu, state);
+    }
+}
+
+/// Reads `data` as an event from another server. What is kept of it is the same event to whoever reads it again.
+pub fn received(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    let version = (3 + data.len() % 10).to_string();
+    let version = RoomVersionId::try_from(version).expect("a version");
+    let rules = room_version::rules(&version).expect("a known version");
+    let room_id = room_id_of(text);
+    let Ok(event) = Unverified::parse(text, rules) else {
+        return;
+    };
+    assert!(
+        event
+            .signers()
+            .iter()
+            .all(|signer| signer.key_ids().count() > 0)
+    );
+    let (pdu, intact) = (event.pdu, event.intact);
+    assert!(pdu.json.len() <= MAX_RECEIVED_BYTES);
+    let object: CanonicalJsonObject = serde_json::from_str(&pdu.json).expect("an event is JSON");
+    assert_eq!(
+        serde_json::to_string(&object).expect("JSON"),
+        *pdu.json,
+        "an event is kept as canonical JSON"
+    );
+    assert!(!object.contains_key("unsigned") && !object.contains_key("event_id"));
+    if object.contains_key("room_id") && rules.authorization.strict_canonical_json {
+        assert_eq!(room_id.expect("the room is known before"), pdu.room_id);
+    }
+    let hash = reference_hash(&object, rules).expect("an event has a hash");
+    assert_eq!(pdu.event_id.as_str(), format!("${hash}"));
+
+    let again = Unverified::parse(&pdu.json, rules).expect("what is kept is read again");
+    assert_eq!(
+        (&again.pdu.event_id, &again.pdu.json),
+        (&pdu.event_id, &pdu.json)
+    );
+    // A redacted form may be whole again, where only what redaction takes away was added.
+    assert!(again.intact || !intact);
+    assert_eq!(again.pdu.prev_events, pdu.prev_events);
+
+    // Signatures take most of the time, so not every event gets one.
+    if data.len().is_multiple_of(8) {
+        countersign(&pdu, rules);
+    }
+    examine(&pdu, rules);
+}
+
+/// Our signature on another server's event changes nothing else.
+fn countersign(pdu: &Pdu, rules: &RoomVersionRules) {
+    let (server, key) = (server_name!("localhost"), SigningKey::parse_file(KEY));
+    let key = key.expect("a key").remove(0);
+    match sign_received(pdu, rules, server, &key) {
+        Ok(signed) => {
+            assert_eq!(signed.event_id, pdu.event_id);
+            assert!(is_signed_by(
+                &signed,
+                rules,
+                server,
+                key.id(),
+                &key.verify_key()
+            ));
+        }
+        Err(error) => assert!(matches!(error, Error::TooLarge { .. }), "{error}"),
     }
 }
 

@@ -298,6 +298,78 @@ fn a_walk_in_a_circle_ends() {
     assert_eq!(walk.subgraph(&graph), [1, 2, 3, 4]);
 }
 
+/// What an event leads to, itself included.
+fn chain(edges: &[Vec<usize>], from: &[usize]) -> HashSet<usize> {
+    let (mut found, mut todo) = (HashSet::new(), from.to_vec());
+    while let Some(node) = todo.pop() {
+        if found.insert(node) {
+            todo.extend(&edges[node]);
+        }
+    }
+    found
+}
+
+/// In any graph at all, even one with circles, a walk finds what the definition says, however
+/// little it is given at a time.
+#[test]
+fn walks_through_random_graphs() {
+    let mut random = StdRng::seed_from_u64(7);
+    let mut found = 0;
+    for round in 0..3_000 {
+        let size = random.random_range(4..14);
+        let edges: Vec<Vec<usize>> = (0..size)
+            .map(|node| {
+                let count = random.random_range(0..3);
+                let last = if round % 4 == 0 { size } else { node.max(1) };
+                (0..count).map(|_| random.random_range(0..last)).collect()
+            })
+            .collect();
+        let mut some = |most: usize| -> Vec<usize> {
+            let count = random.random_range(0..=most);
+            (0..count).map(|_| random.random_range(0..size)).collect()
+        };
+        let sets = [some(2), some(2), some(1)];
+        let unconflicted = some(3);
+        let all: HashSet<_> = sets.iter().flatten().copied().collect();
+
+        let mut walk = Walk::new(&sets, 100).unwrap();
+        let mut graph = AuthGraph::new();
+        let mut rest = unconflicted.iter();
+        loop {
+            match walk.step(&graph).unwrap() {
+                Step::Load(nodes) => {
+                    let node = *nodes.choose(&mut random).unwrap();
+                    graph.insert(node, edges[node].as_slice());
+                }
+                Step::Doubtful(_) => match rest.next() {
+                    Some(node) => walk.unconflicted([*node]),
+                    None => break,
+                },
+                Step::Done => break,
+            }
+        }
+        let chains: Vec<_> = sets.iter().map(|set| chain(&edges, set)).collect();
+        let common = chain(&edges, &unconflicted);
+        let difference: HashSet<_> = (0..size)
+            .filter(|node| chains.iter().any(|chain| chain.contains(node)))
+            .filter(|node| !chains.iter().all(|chain| chain.contains(node)))
+            .filter(|node| !common.contains(node) && !all.contains(node))
+            .collect();
+        assert_eq!(walk.difference().collect::<HashSet<_>>(), difference);
+        found += difference.len();
+
+        let subgraph: HashSet<_> = chains
+            .iter()
+            .flatten()
+            .copied()
+            .filter(|node| !all.is_disjoint(&chain(&edges, &[*node])))
+            .collect();
+        let walked: HashSet<_> = walk.subgraph(&graph).into_iter().collect();
+        assert_eq!(walked, subgraph);
+    }
+    assert!(found > 1_000, "{found}");
+}
+
 #[test]
 fn nothing_is_in_conflict_with_itself() {
     let mut walk = Walk::new(&[vec![5]], 100).unwrap();
