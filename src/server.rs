@@ -40,7 +40,7 @@ use crate::{
     log::{Committed, Log, OnCommit},
     media::sweep::sweep,
     names::Names,
-    operations,
+    operations, outbound,
     password::Passwords,
     preferences::KnownPreferences,
     presence::{self, Presence},
@@ -179,6 +179,7 @@ impl Server {
         }
         tasks.spawn(upkeep::run(Arc::clone(&app)));
         tasks.spawn(presence::run(Arc::clone(&app)));
+        tasks.spawn(outbound::run(Arc::clone(&app)));
         tasks.spawn(finish(Arc::clone(&app)));
         tasks.close();
         let claim = tokio::spawn(keep_claim(Arc::clone(&app), claim));

@@ -58,6 +58,10 @@ pub struct Metrics {
     pub database_statements: Counter,
     /// Time that the database took to execute a statement, in seconds.
     pub database_duration: Histogram,
+    /// Events that other servers have taken, counted once for each server.
+    pub pdus_sent: Counter,
+    /// Transactions that another server has not taken.
+    pub transactions_failed: Counter,
     registry: Registry,
 }
 
@@ -98,6 +102,8 @@ impl Metrics {
             queue_length: Family::default(),
             database_statements: Counter::default(),
             database_duration: Histogram::new(exponential_buckets(0.000_05, 2.0, 16)),
+            pdus_sent: Counter::default(),
+            transactions_failed: Counter::default(),
             registry: Registry::with_prefix("homing"),
         };
         metrics.register();
@@ -151,6 +157,16 @@ impl Metrics {
             "Time that the database takes for a statement",
             Unit::Seconds,
             self.database_duration.clone(),
+        );
+        registry.register(
+            "pdus_sent",
+            "Events that other servers have taken",
+            self.pdus_sent.clone(),
+        );
+        registry.register(
+            "transactions_failed",
+            "Transactions that another server has not taken",
+            self.transactions_failed.clone(),
         );
     }
 

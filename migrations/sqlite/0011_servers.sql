@@ -19,6 +19,9 @@ CREATE TABLE room_server (
 
 CREATE INDEX room_server_server ON room_server (server_nid);
 
+-- The rooms of a user of another server.
+CREATE INDEX membership_remote ON membership (user_nid) WHERE membership = 2 AND NOT is_local;
+
 -- last_ok_pos: all that is for the server up to here has reached it. A server without a row has been sent nothing.
 -- failures: how often in a row it could not be reached, since fail_since; not tried again before next_try.
 CREATE TABLE destination (

@@ -185,6 +185,15 @@ pub async fn of_user(db: &Db, user: UserNid) -> Result<Vec<Member>> {
         .collect()
 }
 
+/// The rooms that a user of another server has joined.
+pub async fn of_remote_user(db: &Db, user: UserNid) -> Result<Vec<RoomNid>> {
+    let query = sql!(
+        "SELECT room_nid FROM membership WHERE user_nid = $1 AND membership = 2 AND NOT is_local"
+    );
+    let rows = db.rows(query, args![user]).await?;
+    rows.iter().map(|row| row.get(0).map(RoomNid)).collect()
+}
+
 /// The rooms that a local user has left after a position and forgotten.
 pub async fn forgotten_since(db: &Db, user: UserNid, since: Pos) -> Result<Vec<Member>> {
     let query = sql!(
