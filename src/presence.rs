@@ -20,7 +20,7 @@ use crate::{
     error::{Error, Result},
     log::Change,
     outgoing::News,
-    storage::{self, DeviceNid, Membership, UserNid, presence::LastSeen},
+    storage::{self, DeviceNid, Membership, RoomNid, UserNid, presence::LastSeen},
 };
 use people::{Changes, says};
 pub use people::{Presence, View};
@@ -198,7 +198,9 @@ fn tell_later(app: &Arc<App>, changes: Changes) {
 async fn tell(app: &App, changes: Changes) -> Result<()> {
     for user in changes.seen {
         app.bus.presence(user, watchers(app, user).await?);
-        app.bus.outgoing.tell(News::Presence(user));
+        if app.is_local(&app.names.user_id(&app.db, user).await?) {
+            app.bus.outgoing.tell(News::Presence(user));
+        }
     }
     write(app, &changes.gone).await
 }
@@ -216,14 +218,7 @@ async fn write(app: &App, gone: &[(UserNid, LastSeen)]) -> Result<()> {
 
 /// The local users who may see how a user is: those in the same rooms, and the user.
 async fn watchers(app: &App, user: UserNid) -> Result<HashSet<UserNid>> {
-    let feed = app.bus.feed(&app.db, &app.log, user).await?;
-    let rooms: Vec<_> = feed
-        .state()
-        .memberships
-        .iter()
-        .filter(|(_, member)| member.membership == Membership::Join)
-        .map(|(room, _)| *room)
-        .collect();
+    let rooms = rooms(app, user).await?;
     let mut watchers = HashSet::from([user]);
     for room in app
         .rooms
@@ -234,6 +229,33 @@ async fn watchers(app: &App, user: UserNid) -> Result<HashSet<UserNid>> {
         watchers.extend(room.seen().local.keys());
     }
     Ok(watchers)
+}
+
+/// The rooms that a user has joined.
+///
+/// # Errors
+/// If the database fails.
+pub async fn rooms(app: &App, user: UserNid) -> Result<Vec<RoomNid>> {
+    if !app.is_local(&app.names.user_id(&app.db, user).await?) {
+        return Ok(storage::members::of_remote_user(&app.db, user).await?);
+    }
+    let feed = app.bus.feed(&app.db, &app.log, user).await?;
+    let state = feed.state();
+    let memberships = state.memberships.iter();
+    let joined = memberships.filter(|(_, member)| member.membership == Membership::Join);
+    Ok(joined.map(|(room, _)| *room).collect())
+}
+
+/// Another server says how one of its users is. Who shares no room with anybody here is of no interest.
+///
+/// # Errors
+/// If the database fails.
+pub async fn heard(app: &Arc<App>, user: UserNid, view: View) -> Result<()> {
+    if !app.config.presence.enabled || watchers(app, user).await?.len() <= 1 {
+        return Ok(());
+    }
+    let changes = app.presence.heard(user, view, app.clock.now());
+    tell(app, changes).await
 }
 
 /// Looks at all whose time has come.

@@ -17,6 +17,8 @@ const IDLE_TIMEOUT: i64 = 5 * 60_000;
 const ACTIVE_TIME: i64 = 60_000;
 /// How long one who is offline stays in memory, in milliseconds: until then no sync needs to ask the database.
 const OFFLINE_TIME: i64 = 10 * 60_000;
+/// How long one on another server counts as being there when nothing is heard of them, in milliseconds.
+const REMOTE_TIMEOUT: i64 = 30 * 60_000;
 /// Everybody who is or was about.
 #[derive(Debug, Default)]
 pub struct Presence(Mutex<People>);
@@ -31,6 +33,8 @@ pub(super) struct People {
 #[derive(Debug)]
 pub(super) struct Person {
     pub(super) devices: HashMap<DeviceNid, Device>,
+    /// What another server says of the user, and when it did.
+    pub(super) remote: Option<(View, i64)>,
     pub(super) status_msg: Option<String>,
     pub(super) last_active: i64,
     /// What the others were told last.
@@ -121,6 +125,7 @@ impl Person {
         });
         Self {
             devices: HashMap::new(),
+            remote: None,
             told: (PresenceState::Offline, false, seen.status_msg.clone()),
             status_msg: seen.status_msg,
             last_active: seen.last_active_ts,
@@ -131,6 +136,14 @@ impl Person {
     }
 
     fn view(&self, now: i64) -> View {
+        if let Some((view, heard)) = &self.remote {
+            let mut view = view.clone();
+            if heard + REMOTE_TIMEOUT <= now {
+                view.state = PresenceState::Offline;
+                view.currently_active = false;
+            }
+            return view;
+        }
         let there = |state: &PresenceState| {
             self.devices
                 .values()
@@ -162,6 +175,16 @@ impl Person {
 
     /// When something about the user may change next if nobody does anything.
     fn next(&self, now: i64) -> i64 {
+        if let Some((view, heard)) = &self.remote
+            && view.state != PresenceState::Offline
+        {
+            let silent = heard + REMOTE_TIMEOUT;
+            return if silent > now {
+                silent
+            } else {
+                silent + OFFLINE_TIME
+            };
+        }
         if self.devices.is_empty() {
             return self.offline_since + OFFLINE_TIME;
         }
@@ -255,8 +278,31 @@ impl Presence {
             .collect()
     }
 
+    /// Those of `present` who are on other servers.
+    #[must_use]
+    pub fn remote(&self, present: &HashMap<UserNid, View>) -> Vec<UserNid> {
+        let people = self.people();
+        let is_remote = |user: &&UserNid| {
+            let person = people.people.get(user);
+            person.is_some_and(|person| person.remote.is_some())
+        };
+        present.keys().filter(is_remote).copied().collect()
+    }
+
     pub(super) fn is_known(&self, user: UserNid) -> bool {
         self.people().people.contains_key(&user)
+    }
+
+    /// Another server says how one of its users is. What it says is not written down.
+    pub(super) fn heard(&self, user: UserNid, view: View, now: i64) -> Changes {
+        let nothing = LastSeen {
+            last_active_ts: now,
+            status_msg: None,
+        };
+        self.change(user, now, Some(nothing), |person| {
+            person.offline_since = now;
+            person.remote = Some((view, now));
+        })
     }
 
     /// Changes what is known of a user, and looks at them. `seen` is what the database remembers of them.

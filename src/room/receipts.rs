@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use ruma::{EventId, events::receipt::ReceiptThread as ThreadId};
+use ruma::{EventId, OwnedEventId, events::receipt::ReceiptThread as ThreadId};
 
 use super::read::{self, Reach};
 use crate::{
@@ -15,8 +15,8 @@ use crate::{
     preferences,
     rooms::Room,
     storage::{
-        self, Event, EventNid, Pos, Receipt, ReceiptKind, ReceiptThread, account_data, highlights,
-        receipts, receipts::EVERYTHING, threads,
+        self, Event, EventNid, Pos, Receipt, ReceiptKind, ReceiptThread, UserNid, account_data,
+        events::flags, highlights, receipts, receipts::EVERYTHING, threads,
     },
 };
 
@@ -288,5 +288,67 @@ async fn add_fully_read(
     marks.change.write(write);
     marks.change.effect(Effect::Own { user, at });
     marks.is_empty = false;
+    Ok(())
+}
+
+/// A receipt of a user of another server, for all to see.
+#[derive(Debug)]
+pub struct RemoteReceipt {
+    /// The reader.
+    pub user: UserNid,
+    /// Up to where.
+    pub event: OwnedEventId,
+    /// Which part of the room the receipt is about.
+    pub thread: ThreadId,
+    /// When, in milliseconds since 1970.
+    pub ts: i64,
+}
+
+/// Keeps what users of other servers have read, all of it in one change. What names an event or thread that is not known
+/// here, or goes back, changes nothing.
+///
+/// # Errors
+/// If the database fails.
+pub async fn receive(app: &App, room: &Arc<Room>, receipts: &[RemoteReceipt]) -> Result<()> {
+    let mut change = Change::new();
+    let mut is_empty = true;
+    for said in receipts {
+        let Some(event) = find(app, room, &said.event).await? else {
+            continue;
+        };
+        let thread = match thread(app, room, &said.thread, &event).await {
+            Ok(thread) => thread,
+            Err(Error::Matrix { .. }) => continue,
+            Err(error) => return Err(error),
+        };
+        let pos = event.pos.unwrap_or(0);
+        let kept = receipts::of_user(&app.db, room.nid, said.user).await?;
+        let before = kept
+            .iter()
+            .find(|(other, kind, ..)| *other == thread && *kind == ReceiptKind::Read);
+        if event.flags & flags::HIDDEN != 0
+            || before.is_some_and(|(_, _, _, before)| *before >= pos)
+        {
+            continue;
+        }
+        let at = change.position();
+        let receipt = Receipt {
+            room: room.nid,
+            user: said.user,
+            thread,
+            kind: ReceiptKind::Read,
+            event: event.nid,
+            event_id: event.pdu.event_id.to_string(),
+            ts: said.ts,
+            pos: 0,
+        };
+        change.write(receipts::set(&receipt, at));
+        let room = Arc::clone(room);
+        change.effect(Effect::Receipt { room, receipt, at });
+        is_empty = false;
+    }
+    if !is_empty {
+        app.log.append(change).await?;
+    }
     Ok(())
 }

@@ -10,7 +10,10 @@ use super::{Context, batch::Batch, filter, plan::Plan};
 use crate::{
     error::{Error, Result},
     presence::{self, View},
-    storage::{self, EventNid, Membership, Receipt, ReceiptKind, ReceiptThread, RoomNid, UserNid},
+    storage::{
+        self, EventNid, Membership, Receipt, ReceiptKind, ReceiptThread, RoomNid, UserNid,
+        directory,
+    },
 };
 
 /// Adds receipts and typing to each joined room.
@@ -48,23 +51,26 @@ async fn add_typing(context: &Context<'_>, plan: &Plan, batch: &mut Batch<'_>) -
             && filter::admits_room(&context.filter().room.ephemeral, &part.room.id)
         {
             let mut users = app.typing.users(part.room.nid, now);
-            let seen = part.room.seen();
-            users.retain(|user| {
-                seen.local.contains_key(user) && !context.viewer.ignored.contains(user)
-            });
+            users.retain(|user| !context.viewer.ignored.contains(user));
             typing.insert(index, users);
         }
     }
     let users: Vec<UserNid> = typing.values().flatten().copied().collect();
     let ids = app.names.user_ids(&app.db, &users).await?;
     for (index, users) in typing {
-        let user_ids = users.iter().filter_map(|user| ids.get(user).cloned());
+        let seen = batch.parts[index].room.seen();
+        let user_ids = users.iter().filter_map(|user| {
+            // Of those on other servers it was looked when they began.
+            let id = ids.get(user)?;
+            (seen.local.contains_key(user) || !app.is_local(id)).then(|| id.clone())
+        });
         let event = Event {
             content: Content {
                 user_ids: user_ids.collect(),
             },
             r#type: "m.typing",
         };
+        drop(seen);
         let event = to_raw_value(&event).map_err(Error::internal)?;
         batch.parts[index].ephemeral.push(event);
     }
@@ -264,6 +270,11 @@ async fn present(context: &Context<'_>) -> Result<HashMap<UserNid, View>> {
         .collect();
     let rooms = app.rooms.many(&app.db, || app.log.head(), &rooms).await?;
     let mut near = HashSet::from([context.viewer.user]);
+    let remote = app.presence.remote(&present);
+    if !remote.is_empty() {
+        let user = context.viewer.user;
+        near.extend(directory::sharing_of(&app.db, user, &remote).await?);
+    }
     for room in rooms.values() {
         let seen = room.seen();
         if seen.local.len() < present.len() {

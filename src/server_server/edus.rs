@@ -1,0 +1,167 @@
+//! What other servers say that is not kept: typing, receipts and presence ("EDUs").
+
+use std::{sync::Arc, time::Duration};
+
+use ruma::{
+    RoomId, ServerName, UserId,
+    api::federation::transactions::edu::{
+        Edu, PresenceContent, PresenceUpdate, ReceiptContent, ReceiptMap, TypingContent,
+    },
+    presence::PresenceState,
+    serde::Raw,
+};
+
+use crate::{
+    app::App,
+    error::Result,
+    presence::{self, View},
+    room::{
+        receipts::{self, RemoteReceipt},
+        server_acl,
+    },
+    rooms::Room,
+    storage::{Membership, UserNid, members},
+    typing,
+};
+
+/// How long somebody types when nothing more is said.
+const TYPING: Duration = Duration::from_secs(30);
+/// The longest status message that is kept, in bytes; the same as for local users.
+const STATUS_BYTES: usize = 1024;
+/// The most users, in all rooms together, whose receipts or presence are read from one EDU.
+const USERS: usize = 1000;
+
+/// Does what the EDUs of a transaction from `origin` say, as far as it is `origin`'s to say. What is not understood is
+/// passed over, and what fails fails alone.
+pub async fn receive(app: &Arc<App>, origin: &ServerName, edus: &[Raw<Edu>]) {
+    for edu in edus {
+        let done = match edu.deserialize() {
+            Ok(Edu::Typing(content)) => typing(app, origin, &content).await,
+            Ok(Edu::Receipt(content)) => receipts(app, origin, content).await,
+            Ok(Edu::Presence(content)) => presence(app, origin, content).await,
+            Ok(_) => Ok(()),
+            Err(error) => {
+                tracing::debug!(server = %origin, %error, "an EDU cannot be read");
+                Ok(())
+            }
+        };
+        if let Err(error) = done {
+            tracing::warn!(server = %origin, %error, "what another server said could not be kept");
+        }
+    }
+}
+
+/// The room, if it is known here and lets the server take part.
+async fn open_room(app: &App, origin: &ServerName, id: &RoomId) -> Result<Option<Arc<Room>>> {
+    let Some(room) = app.rooms.by_id(&app.db, || app.head(), id).await? else {
+        return Ok(None);
+    };
+    let is_allowed = server_acl::is_allowed(app, &room, origin).await?;
+    Ok(is_allowed.then_some(room))
+}
+
+/// The user, if it is one of the server's and known here.
+async fn user(app: &App, origin: &ServerName, id: &UserId) -> Result<Option<UserNid>> {
+    if id.server_name() == origin && !app.is_local(id) {
+        app.names.find_user(&app.db, id).await
+    } else {
+        Ok(None)
+    }
+}
+
+/// The user, if it is one of the server's and has joined the room.
+async fn member(
+    app: &App,
+    origin: &ServerName,
+    room: &Room,
+    id: &UserId,
+) -> Result<Option<UserNid>> {
+    let Some(user) = user(app, origin, id).await? else {
+        return Ok(None);
+    };
+    let member = members::get(&app.db, room.nid, user).await?;
+    let has_joined = member.is_some_and(|member| member.membership == Membership::Join);
+    Ok(has_joined.then_some(user))
+}
+
+/// `m.typing`.
+async fn typing(app: &Arc<App>, origin: &ServerName, content: &TypingContent) -> Result<()> {
+    let Some(room) = open_room(app, origin, &content.room_id).await? else {
+        return Ok(());
+    };
+    if let Some(user) = member(app, origin, &room, &content.user_id).await? {
+        if content.typing {
+            typing::start(app, &room, user, TYPING);
+        } else {
+            typing::stop(app, &room, user);
+        }
+    }
+    Ok(())
+}
+
+/// `m.receipt`.
+async fn receipts(app: &App, origin: &ServerName, content: ReceiptContent) -> Result<()> {
+    let mut users = 0;
+    for (room_id, ReceiptMap { read, .. }) in content.receipts {
+        let Some(room) = open_room(app, origin, &room_id).await? else {
+            continue;
+        };
+        let mut receipts = Vec::new();
+        for (user_id, said) in read {
+            users += 1;
+            if users > USERS {
+                break;
+            }
+            // The last one is the furthest, if there are several.
+            let Some(event) = said.event_ids.into_iter().next_back() else {
+                continue;
+            };
+            if let Some(user) = member(app, origin, &room, &user_id).await? {
+                let now = app.clock.now();
+                let ts = said.data.ts.map_or(now, |ts| i64::from(ts.0).min(now));
+                let thread = said.data.thread;
+                receipts.push(RemoteReceipt {
+                    user,
+                    event,
+                    thread,
+                    ts,
+                });
+            }
+        }
+        receipts::receive(app, &room, &receipts).await?;
+    }
+    Ok(())
+}
+
+/// `m.presence`.
+async fn presence(app: &Arc<App>, origin: &ServerName, content: PresenceContent) -> Result<()> {
+    for update in content.push.into_iter().take(USERS) {
+        let Some(user) = user(app, origin, &update.user_id).await? else {
+            continue;
+        };
+        if let Some(view) = view(update, app.clock.now()) {
+            presence::heard(app, user, view).await?;
+        }
+    }
+    Ok(())
+}
+
+/// How a user is, as another server says; `None` if that is no state, or too long.
+fn view(update: PresenceUpdate, now: i64) -> Option<View> {
+    use PresenceState::{Offline, Online, Unavailable};
+    if !matches!(update.presence, Online | Unavailable | Offline)
+        || update
+            .status_msg
+            .as_ref()
+            .is_some_and(|status| status.len() > STATUS_BYTES)
+    {
+        return None;
+    }
+    let ago = i64::from(update.last_active_ago);
+    Some(View {
+        currently_active: update.currently_active && update.presence == Online,
+        state: update.presence,
+        status_msg: update.status_msg,
+        last_active: Some((now - ago).max(0)),
+    })
+}
