@@ -109,12 +109,15 @@ pub struct Walk<N> {
     asked: Option<usize>,
     /// The doubtful events, once all conflicting events were gone down from.
     doubtful: Option<BTreeSet<N>>,
+    /// How many events the conflicting ones lead to, and how many they may.
+    met: usize,
     limit: usize,
 }
 
 impl<N: Copy + Eq + Hash + Ord> Walk<N> {
     /// Starts with the conflicting events of each state set: those of all keys that do not have
-    /// the same event in every set. At most `limit` events will be met.
+    /// the same event in every set. They may lead to at most `limit` events. What the unconflicted
+    /// state leads to has no limit but the caller's, who need not name all of it.
     ///
     /// # Errors
     ///
@@ -138,6 +141,7 @@ impl<N: Copy + Eq + Hash + Ord> Walk<N> {
             waiting: BTreeSet::new(),
             asked: None,
             doubtful: None,
+            met: 0,
             limit,
         })
     }
@@ -147,13 +151,13 @@ impl<N: Copy + Eq + Hash + Ord> Walk<N> {
     ///
     /// # Errors
     ///
-    /// [`Error::TooManyEvents`] if more events were met than the limit allows, and
+    /// [`Error::TooManyEvents`] if there are more events than the limit allows, and
     /// [`Error::BadEvent`] if nothing of what was to be loaded is in the graph.
     pub fn step(&mut self, graph: &AuthGraph<N>) -> Result<Step<N>, Error> {
         self.wake(graph)?;
         while let Some((event, marks)) = self.todo.pop() {
             self.mark(event, marks, graph);
-            if self.marks.len() > self.limit {
+            if self.met > self.limit {
                 return Err(Error::TooManyEvents { limit: self.limit });
             }
             if self.doubtful.as_ref().is_some_and(BTreeSet::is_empty) {
@@ -199,13 +203,9 @@ impl<N: Copy + Eq + Hash + Ord> Walk<N> {
     #[must_use]
     pub fn subgraph(&self, graph: &AuthGraph<N>) -> Vec<N> {
         let mut authorized: HashMap<N, Vec<N>> = HashMap::new();
-        for (event, _) in self
-            .marks
-            .iter()
-            .filter(|(_, marks)| *marks & self.all != 0)
-        {
-            for auth_event in graph.get(*event).unwrap_or_default() {
-                authorized.entry(*auth_event).or_default().push(*event);
+        for event in self.met() {
+            for auth_event in graph.get(event).unwrap_or_default() {
+                authorized.entry(*auth_event).or_default().push(event);
             }
         }
         // All of these are below a conflicting event; now up from the conflicting events.
@@ -223,10 +223,13 @@ impl<N: Copy + Eq + Hash + Ord> Walk<N> {
         found
     }
 
-    /// All events that were met. These are nearly all that [`resolve`](crate::state_res::resolve)
-    /// will want to see.
+    /// The events that the conflicting ones lead to, themselves included. With the unconflicted
+    /// ones that it is given, these are nearly all that
+    /// [`resolve`](crate::state_res::resolve) will want to see.
     pub fn met(&self) -> impl Iterator<Item = N> {
-        self.marks.keys().copied()
+        let below = self.marks.iter();
+        let below = below.filter(|(_, marks)| *marks & self.all != 0);
+        below.map(|(event, _)| *event)
     }
 
     /// Goes on from the events whose auth events have come into the graph.
@@ -261,6 +264,7 @@ impl<N: Copy + Eq + Hash + Ord> Walk<N> {
         }
         // What all sets lead to leads to nothing doubtful.
         let is_common = *known & self.all == self.all;
+        self.met += usize::from(*known & self.all == 0 && new & self.all != 0);
         *known |= new;
         if new & UNCONFLICTED != 0 {
             if let Some(doubtful) = &mut self.doubtful {
