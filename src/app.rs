@@ -25,6 +25,7 @@ use crate::{
     preferences::KnownPreferences,
     presence::Presence,
     rate_limit::Buckets,
+    remote::Remote,
     rooms::{Room, Rooms},
     storage::{Db, DeviceNid, Pos, RoomNid, UserNid},
     telemetry::Metrics,
@@ -82,6 +83,8 @@ pub struct App {
     pub erased: Erased,
     /// The sessions of the User-Interactive Authentication API.
     pub uiaa: Uiaa,
+    /// What other servers have answered lately.
+    pub remote: Remote,
     /// The media on disk.
     pub files: Files,
     /// The key that signs events and requests.

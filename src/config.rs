@@ -241,6 +241,9 @@ pub struct Media {
     pub max_pending_uploads: u32,
     /// How long an asynchronous upload may take, in seconds.
     pub pending_upload_seconds: u64,
+    /// What media of other servers may take on the disk, with their
+    /// thumbnails; those that nobody asks for are fetched again when they are.
+    pub remote_cache_bytes: u64,
 }
 
 impl Default for Media {
@@ -250,6 +253,7 @@ impl Default for Media {
             unauthenticated: false,
             max_pending_uploads: 10,
             pending_upload_seconds: 24 * 60 * 60,
+            remote_cache_bytes: 4 * 1024 * 1024 * 1024,
         }
     }
 }

@@ -1,7 +1,10 @@
 //! Media: their upload, their download, and their thumbnails ("Content repository").
 
+pub mod disposition;
 pub mod download;
 pub mod image;
+pub mod multipart;
+pub mod remote;
 pub mod sweep;
 pub mod thumbnail;
 pub mod upload;

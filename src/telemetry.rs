@@ -218,14 +218,15 @@ impl Drop for Counted<'_> {
     }
 }
 
-/// The requests that the server failed at (status 5xx): method, path, status. 504 does not count: it tells that what the
-/// request waited for did not come, as a media that nobody uploads.
+/// The requests that the server failed at (status 5xx): method, path, status. 502 and 504 do not count: they tell that
+/// another server has failed, and that what the request waited for did not come, as a media that nobody uploads.
 #[must_use]
 pub fn failures(metrics: &Metrics) -> Vec<String> {
     let text = metrics.encode().unwrap_or_default();
     let failed = |line: &&str| {
         line.starts_with("homing_requests_total")
             && line.contains("status=\"5")
+            && !line.contains("status=\"502\"")
             && !line.contains("status=\"504\"")
     };
     text.lines().filter(failed).map(str::to_owned).collect()

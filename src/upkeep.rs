@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::{app::App, log::Change, storage};
+use crate::{app::App, log::Change, media, storage};
 
 /// How long rows of `commit_log` are kept, in milliseconds.
 const COMMITS_KEPT: i64 = 3_600_000;
@@ -25,6 +25,11 @@ pub async fn run(app: Arc<App>) {
             tracing::error!(%error, "cannot prune the log");
         }
         write_seen(&app).await;
+        if app.remote.has_more()
+            && let Err(error) = media::remote::sweep(&app).await
+        {
+            tracing::error!(%error, "cannot give up media of other servers");
+        }
         let before = std::mem::replace(&mut head, app.log.head());
         if let Err(error) = app.db.tend(head == before).await {
             tracing::warn!(%error, "cannot tend the database");

@@ -319,6 +319,22 @@ impl Client {
         read::<R>(self.exchange(limits, to, to_http(request)?).await?).await
     }
 
+    /// Asks the server `to` for what is at a path and for everybody; the body of its answer is to be read piece by
+    /// piece.
+    ///
+    /// # Errors
+    /// If there is no answer, or its status is no success.
+    pub async fn open_unsigned(
+        &self,
+        limits: Limits,
+        to: &ServerName,
+        path: &str,
+    ) -> Result<Response<Body>, Error> {
+        let request = Request::get(path).body(Bytes::new());
+        let request = request.map_err(|error| Error::BadRequest(error.to_string()))?;
+        self.exchange(limits, to, request).await
+    }
+
     /// Finds the server and sends it a request whose address is a path alone.
     async fn exchange(
         &self,

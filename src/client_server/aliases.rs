@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::StatusCode;
 use ruma::{
-    OwnedRoomAliasId, OwnedRoomId,
+    OwnedRoomAliasId,
     api::{
         client::{
             alias::{create_alias, delete_alias, get_alias},
@@ -70,15 +70,8 @@ async fn get_alias(
     app: Arc<App>,
     call: Call<get_alias::v3::Request>,
 ) -> Result<get_alias::v3::Response> {
-    let alias = call.body.room_alias;
-    match storage::aliases::get(&app.db, &alias).await? {
-        Some((room_id, _)) => {
-            let room_id = OwnedRoomId::try_from(room_id).map_err(Error::internal)?;
-            let servers = vec![app.server_name.clone()];
-            Ok(get_alias::v3::Response::new(room_id, servers))
-        }
-        None => Err(Error::not_found(format!("{alias} is no alias here"))),
-    }
+    let (room_id, servers) = aliases::find(&app, &call.body.room_alias).await?;
+    Ok(get_alias::v3::Response::new(room_id, servers))
 }
 
 /// `DELETE /_matrix/client/v3/directory/room/{roomAlias}`

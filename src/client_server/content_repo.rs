@@ -13,7 +13,7 @@ use axum::{
 };
 use http::{HeaderMap, StatusCode, header};
 use ruma::{
-    MilliSecondsSinceUnixEpoch, OwnedServerName, UInt,
+    MilliSecondsSinceUnixEpoch, OwnedServerName, ServerName, UInt,
     api::{
         IncomingRequest,
         auth_scheme::AccessToken,
@@ -36,15 +36,13 @@ use crate::{
     files::hex,
     http::{Call, Routes, parse, respond},
     media::{
+        disposition::{UNKNOWN_TYPE, disposition},
         download, thumbnail,
         upload::{self, Description},
     },
     rate_limit::{self, Class},
 };
-use serving::{Cache, Served, disposition, serve};
-
-/// What is said of a file of which nobody said what it is.
-const UNKNOWN_TYPE: &str = "application/octet-stream";
+use serving::{Cache, Served, serve};
 
 pub(super) fn routes() -> Routes {
     Routes::new()
@@ -160,6 +158,7 @@ async fn content_thumbnail(
         height: wanted.height,
         method: wanted.method,
         wait: wanted.timeout_ms,
+        allow_remote: true,
     };
     let answer = send_thumbnail(&app, &parts.headers, wanted, Cache::Private);
     auth::while_signed_in(&app, &requester, answer).await
@@ -171,6 +170,8 @@ struct WantedContent {
     media_id: String,
     filename: Option<String>,
     wait: Duration,
+    /// Whether it may be fetched from another server.
+    allow_remote: bool,
 }
 
 impl From<get_content::v1::Request> for WantedContent {
@@ -180,6 +181,7 @@ impl From<get_content::v1::Request> for WantedContent {
             media_id: request.media_id,
             filename: None,
             wait: request.timeout_ms,
+            allow_remote: true,
         }
     }
 }
@@ -191,17 +193,19 @@ impl From<get_content_as_filename::v1::Request> for WantedContent {
             media_id: request.media_id,
             filename: Some(request.filename),
             wait: request.timeout_ms,
+            allow_remote: true,
         }
     }
 }
 
 async fn send_content(
-    app: &App,
+    app: &Arc<App>,
     headers: &HeaderMap,
     wanted: WantedContent,
     cache: Cache,
 ) -> Result<Response> {
     let name = (&*wanted.server_name, wanted.media_id.as_str());
+    expect_allowed(app, &wanted.server_name, wanted.allow_remote)?;
     let content = download::find(app, name, wanted.wait).await?;
     let path = app.files.blob(&content.hash);
     let Some(file) = thumbnail::open(&path).await? else {
@@ -230,6 +234,8 @@ struct WantedThumbnail {
     height: UInt,
     method: Option<Method>,
     wait: Duration,
+    /// Whether it may be fetched from another server.
+    allow_remote: bool,
 }
 
 async fn send_thumbnail(
@@ -241,6 +247,7 @@ async fn send_thumbnail(
     let (width, height) = (wanted.width.into(), wanted.height.into());
     let size = thumbnail::choose(width, height, wanted.method.as_ref())?;
     let name = (&*wanted.server_name, wanted.media_id.as_str());
+    expect_allowed(app, &wanted.server_name, wanted.allow_remote)?;
     let content = download::find(app, name, wanted.wait).await?;
     let ready = thumbnail::get(app, &content.hash, size).await?;
     let filename = format!("thumbnail.{}", ready.extension);
@@ -252,6 +259,14 @@ async fn send_thumbnail(
         cache,
     };
     serve(headers, served).await
+}
+
+/// Another server that asks for everybody's media wants none that this one would have to fetch itself.
+fn expect_allowed(app: &App, server: &ServerName, allow_remote: bool) -> Result<()> {
+    if allow_remote || server == app.name() {
+        return Ok(());
+    }
+    Err(Error::not_found("this media is another server's"))
 }
 
 /// "Guest access" does not name uploads among what guests may do.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use homing_federation::json::strict_json;
 use http::StatusCode;
 use ruma::{
-    CanonicalJsonObject, OwnedRoomId, RoomOrAliasId,
+    CanonicalJsonObject, OwnedRoomId, OwnedServerName, RoomOrAliasId,
     api::{
         client::{
             knock::knock_room,
@@ -30,9 +30,9 @@ use crate::{
     error::{Error, Result},
     http::{Call, Routes},
     rate_limit::{self, Class},
-    room::{append::Sender, head, membership},
+    room::{aliases, append::Sender, head, membership},
     rooms::Room,
-    storage::{self, Membership, aliases, members},
+    storage::{self, Membership, members},
 };
 
 pub(super) fn routes() -> Routes {
@@ -221,14 +221,21 @@ async fn joined_rooms(
 }
 
 /// The room that an id or an alias names.
-pub(super) async fn find(app: &App, name: &RoomOrAliasId) -> Result<Arc<Room>> {
-    let room_id = match <&ruma::RoomAliasId>::try_from(name) {
-        Ok(alias) => match aliases::get(&app.db, alias).await? {
-            Some((room_id, _)) => OwnedRoomId::try_from(room_id).map_err(Error::internal)?,
-            None => return Err(Error::not_found(format!("{alias} is no alias here"))),
-        },
-        Err(_) => OwnedRoomId::try_from(name.as_str())
-            .map_err(|_| Error::invalid_param("neither a room id nor an alias"))?,
-    };
-    app.room(&room_id).await
+async fn find(app: &App, room: &RoomOrAliasId) -> Result<Arc<Room>> {
+    app.room(&name(app, room).await?.0).await
+}
+
+/// The id of the room that an id or an alias names, and the servers that its alias leads to.
+pub(super) async fn name(
+    app: &App,
+    room: &RoomOrAliasId,
+) -> Result<(OwnedRoomId, Vec<OwnedServerName>)> {
+    match <&ruma::RoomAliasId>::try_from(room) {
+        Ok(alias) => aliases::find(app, alias).await,
+        Err(_) => {
+            let room = OwnedRoomId::try_from(room.as_str());
+            let room = room.map_err(|_| Error::invalid_param("neither a room id nor an alias"))?;
+            Ok((room, Vec::new()))
+        }
+    }
 }

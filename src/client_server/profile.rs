@@ -28,8 +28,9 @@ use crate::{
     http::{Call, Routes},
     log::Change,
     rate_limit::{self, Class},
+    remote,
     room::{append::Sender, profile},
-    storage::{self, UserNid, Write, profiles},
+    storage::{UserNid, Write, profiles},
 };
 
 /// The longest name of a field, in bytes.
@@ -60,12 +61,9 @@ async fn get_profile(
     app: Arc<App>,
     call: Call<get_profile::v3::Request>,
 ) -> Result<get_profile::v3::Response> {
-    let fields = fields(&app, &call.body.user_id).await?;
-    let profile: Result<UserProfile> = fields
-        .into_iter()
-        .map(|(field, json)| Ok((field, value(&json)?)))
-        .collect();
-    Ok(profile?.into())
+    let fields = profile::fields(&app, &call.body.user_id).await?;
+    let profile: UserProfile = fields.iter().cloned().collect();
+    Ok(profile.into())
 }
 
 /// `GET /_matrix/client/v3/profile/{userId}/{keyName}`
@@ -74,29 +72,15 @@ async fn get_profile_field(
     call: Call<get_profile_field::v3::Request>,
 ) -> Result<get_profile_field::v3::Response> {
     let wanted = call.body.field.as_str();
-    let fields = fields(&app, &call.body.user_id).await?;
-    let (field, json) = fields
-        .into_iter()
+    let fields = profile::fields(&app, &call.body.user_id).await?;
+    let (field, value) = fields
+        .iter()
         .find(|(field, _)| field == wanted)
         .ok_or_else(|| Error::not_found("the profile has no such field"))?;
-    let value = ProfileFieldValue::new(&field, value(&json)?).map_err(Error::internal)?;
+    let server = call.body.user_id.server_name();
+    let value = ProfileFieldValue::new(field, value.clone());
+    let value = value.map_err(|_| remote::unreachable(server))?;
     Ok(get_profile_field::v3::Response::new(value))
-}
-
-fn value(json: &str) -> Result<Value> {
-    serde_json::from_str(json).map_err(Error::internal)
-}
-
-/// All fields of the profile of a user who has an account here.
-async fn fields(app: &App, user: &UserId) -> Result<Vec<(String, String)>> {
-    let unknown = || Error::not_found("there is no such user here");
-    let nid = app.names.find_user(&app.db, user).await?;
-    let nid = nid.filter(|_| app.is_local(user)).ok_or_else(unknown)?;
-    let fields = profiles::get(&app.db, nid).await?;
-    if fields.is_empty() && !storage::directory::has_account(&app.db, nid).await? {
-        return Err(unknown());
-    }
-    Ok(fields)
 }
 
 /// `PUT /_matrix/client/v3/profile/{userId}/{keyName}`

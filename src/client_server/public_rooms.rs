@@ -4,11 +4,15 @@ use std::sync::Arc;
 
 use ruma::{
     ServerName, UInt,
-    api::client::{
-        directory::{
-            get_public_rooms, get_public_rooms_filtered, get_room_visibility, set_room_visibility,
+    api::{
+        client::{
+            directory::{
+                get_public_rooms, get_public_rooms_filtered, get_room_visibility,
+                set_room_visibility,
+            },
+            room::Visibility,
         },
-        room::Visibility,
+        federation::directory as federation,
     },
 };
 
@@ -17,18 +21,17 @@ use crate::{
     error::{Error, Result},
     http::{Call, Routes},
     log::Change,
+    remote,
     room::{
         aliases,
-        directory::{self, Direction, Page, Place, Query},
+        directory::{self, Query, token_after, token_before},
         summary::Summary,
     },
     storage,
 };
 
-/// How many rooms an answer has where the request does not say.
-const DEFAULT_LIMIT: usize = 100;
-/// The most rooms in one answer.
-const MAX_LIMIT: usize = 500;
+/// The largest part of another server's directory, in bytes of JSON.
+const DIRECTORY_BYTES: u64 = 4 << 20;
 
 pub(super) fn routes() -> Routes {
     Routes::new()
@@ -48,12 +51,22 @@ async fn get_public_rooms(
     call: Call<get_public_rooms::v3::Request>,
 ) -> Result<get_public_rooms::v3::Response> {
     let request = call.body;
-    check_server(&app, request.server.as_deref())?;
+    if let Some(server) = elsewhere(&app, request.server.as_deref()) {
+        let mut asked = federation::get_public_rooms::v1::Request::new();
+        (asked.limit, asked.since) = (request.limit, request.since);
+        let told = remote::ask(&app, server, asked, DIRECTORY_BYTES).await?;
+        let mut response = get_public_rooms::v3::Response::new(told.chunk);
+        response.prev_batch = told.prev_batch;
+        response.next_batch = told.next_batch;
+        response.total_room_count_estimate = told.total_room_count_estimate;
+        return Ok(response);
+    }
     let query = Query::default();
-    let page = page(&app, request.since.as_deref(), request.limit, &query).await?;
+    let (since, limit) = (request.since.as_deref(), request.limit);
+    let page = directory::asked(&app, since, limit, &query).await?;
     let mut response = get_public_rooms::v3::Response::new(Vec::new());
-    response.prev_batch = page.before.map(|place| token(Direction::Backward, place));
-    response.next_batch = page.after.map(|place| token(Direction::Forward, place));
+    response.prev_batch = page.before.map(token_before);
+    response.next_batch = page.after.map(token_after);
     response.total_room_count_estimate = UInt::try_from(page.total).ok();
     response.chunk = page.rooms.into_iter().map(Summary::chunk).collect();
     Ok(response)
@@ -67,69 +80,32 @@ async fn get_public_rooms_filtered(
     call: Call<get_public_rooms_filtered::v3::Request>,
 ) -> Result<get_public_rooms_filtered::v3::Response> {
     let request = call.body;
-    check_server(&app, request.server.as_deref())?;
-    let query = Query {
-        term: request
-            .filter
-            .generic_search_term
-            .map(|term| term.trim().to_lowercase())
-            .filter(|term| !term.is_empty()),
-        room_types: request
-            .filter
-            .room_types
-            .iter()
-            .map(|kind| kind.as_str().map(ToOwned::to_owned))
-            .collect(),
-    };
-    let page = page(&app, request.since.as_deref(), request.limit, &query).await?;
+    if let Some(server) = elsewhere(&app, request.server.as_deref()) {
+        let mut asked = federation::get_public_rooms_filtered::v1::Request::new();
+        (asked.limit, asked.since) = (request.limit, request.since);
+        (asked.filter, asked.room_network) = (request.filter, request.room_network);
+        let told = remote::ask(&app, server, asked, DIRECTORY_BYTES).await?;
+        let mut response = get_public_rooms_filtered::v3::Response::new();
+        response.chunk = told.chunk;
+        response.prev_batch = told.prev_batch;
+        response.next_batch = told.next_batch;
+        response.total_room_count_estimate = told.total_room_count_estimate;
+        return Ok(response);
+    }
+    let query = Query::from(request.filter);
+    let (since, limit) = (request.since.as_deref(), request.limit);
+    let page = directory::asked(&app, since, limit, &query).await?;
     let mut response = get_public_rooms_filtered::v3::Response::new();
-    response.prev_batch = page.before.map(|place| token(Direction::Backward, place));
-    response.next_batch = page.after.map(|place| token(Direction::Forward, place));
+    response.prev_batch = page.before.map(token_before);
+    response.next_batch = page.after.map(token_after);
     response.total_room_count_estimate = UInt::try_from(page.total).ok();
     response.chunk = page.rooms.into_iter().map(Summary::chunk).collect();
     Ok(response)
 }
 
-fn check_server(app: &App, server: Option<&ServerName>) -> Result<()> {
-    match server {
-        Some(server) if server != app.name() => Err(Error::not_found(format!(
-            "the room directory of {server} is out of reach: this server does not reach other servers yet"
-        ))),
-        _ => Ok(()),
-    }
-}
-
-async fn page(app: &App, since: Option<&str>, limit: Option<UInt>, query: &Query) -> Result<Page> {
-    let limit = match limit.map(u64::from) {
-        // As other servers have it: no limit of the client's.
-        Some(0) => MAX_LIMIT,
-        Some(limit) => usize::try_from(limit).unwrap_or(MAX_LIMIT).min(MAX_LIMIT),
-        None => DEFAULT_LIMIT,
-    };
-    let since = since
-        .map(|token| parse(token).ok_or_else(|| Error::invalid_param("`since` is no token")))
-        .transpose()?;
-    directory::page(app, since, limit, query).await
-}
-
-/// `n<members>_<room>` to go on, `p<members>_<room>` to go back.
-fn token(direction: Direction, (members, room): Place) -> String {
-    let sign = match direction {
-        Direction::Forward => 'n',
-        Direction::Backward => 'p',
-    };
-    format!("{sign}{members}_{}", room.0)
-}
-
-fn parse(text: &str) -> Option<(Direction, Place)> {
-    let direction = match text.get(..1)? {
-        "n" => Direction::Forward,
-        "p" => Direction::Backward,
-        _ => return None,
-    };
-    let (members, room) = text[1..].split_once('_')?;
-    let place = (members.parse().ok()?, storage::RoomNid(room.parse().ok()?));
-    Some((direction, place)).filter(|_| token(direction, place) == text)
+/// The server whose directory is asked for, if it is another one.
+fn elsewhere<'s>(app: &App, server: Option<&'s ServerName>) -> Option<&'s ServerName> {
+    server.filter(|server| *server != app.name())
 }
 
 /// `GET /_matrix/client/v3/directory/list/room/{roomId}`

@@ -38,6 +38,7 @@ async fn get_hierarchy(app: Arc<App>, call: Call<Request>) -> Result<Response> {
             .map_or(MAX_DEPTH, u64::from)
             .min(MAX_DEPTH),
         suggested_only: request.suggested_only,
+        fresh: request.from.is_none(),
     };
     let skip = request.from.map_or(Ok(0), |token| skipped(&token, walk))?;
     let nodes = hierarchy::walk(&app, call.requester.user, &request.room_id, walk).await?;
@@ -50,7 +51,7 @@ async fn get_hierarchy(app: Arc<App>, call: Call<Request>) -> Result<Response> {
         .skip(skip)
         .map(|node| {
             let children = node.children.into_iter().map(|child| child.event).collect();
-            SpaceHierarchyRoomsChunk::new(node.summary.into_summary(), children)
+            SpaceHierarchyRoomsChunk::new(node.summary, children)
         })
         .collect();
     response.next_batch = (end < total).then(|| token(end, walk));

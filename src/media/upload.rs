@@ -53,7 +53,7 @@ pub async fn upload<E>(
     let uri = uri(app, &media_id);
     keep(app, draft, description, move |app, content| {
         let name = (app.name().as_str(), media_id.as_str());
-        media::add(nid, name, user, content, app.clock.now())
+        media::add(nid, name, Some(user), content, app.clock.now())
     })
     .await?;
     Ok(uri)
@@ -182,7 +182,12 @@ async fn receive<E>(
 }
 
 /// Moves a received file to its place, and writes that down with what `name` returns.
-async fn keep<F>(app: &Arc<App>, draft: Draft, description: Description, name: F) -> Result<()>
+pub(super) async fn keep<F>(
+    app: &Arc<App>,
+    draft: Draft,
+    description: Description,
+    name: F,
+) -> Result<()>
 where
     F: FnOnce(&App, Content) -> crate::storage::Write + Send + 'static,
 {

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use homing_federation::json::strict_json;
 use ruma::{
-    CanonicalJsonObject, CanonicalJsonValue, OwnedRoomAliasId, RoomAliasId, api::error::ErrorKind,
+    CanonicalJsonObject, CanonicalJsonValue, OwnedRoomAliasId, OwnedRoomId, OwnedServerName,
+    RoomAliasId, RoomId,
+    api::{error::ErrorKind, federation::query::get_room_information},
     events::StateEventType,
 };
 
@@ -17,9 +19,15 @@ use crate::{
     auth::Requester,
     error::{Error, Result},
     log::{AppendError, Change},
+    remote,
     rooms::Room,
     storage::aliases,
 };
+
+/// The largest answer to the question what an alias of another server names, in bytes.
+const ANSWER_BYTES: u64 = 256 << 10;
+/// The most servers that are told with an alias.
+const SERVERS: usize = 50;
 
 /// The alias of this server with this local part.
 ///
@@ -55,6 +63,49 @@ pub fn check(app: &App, alias: &RoomAliasId) -> Result<()> {
     Ok(())
 }
 
+/// The servers through which a room can be joined, those first that have been in it for long: this one, if it is in
+/// the room, and a few others.
+///
+/// # Errors
+/// If the database fails.
+pub async fn servers(app: &App, room: &RoomId) -> Result<Vec<OwnedServerName>> {
+    let room = app.room(room).await?;
+    let seen = room.seen();
+    let joined = seen.servers.iter().filter(|(_, there)| there.joined > 0);
+    let mut others: Vec<_> = joined.map(|(name, there)| (there.from_pos, name)).collect();
+    others.sort_unstable();
+    let own = (!seen.local.is_empty() || others.is_empty()).then_some(&app.server_name);
+    let others = others.into_iter().map(|(_, name)| name);
+    Ok(own
+        .into_iter()
+        .chain(others)
+        .take(SERVERS)
+        .cloned()
+        .collect())
+}
+
+/// The room that an alias names, here or on another server, and servers through which it can be joined.
+///
+/// # Errors
+/// `M_NOT_FOUND` if there is no such alias, 502 `M_UNKNOWN` if its server does not answer.
+pub async fn find(app: &App, alias: &RoomAliasId) -> Result<(OwnedRoomId, Vec<OwnedServerName>)> {
+    let unknown = || Error::not_found(format!("there is no alias {alias}"));
+    if alias.server_name() == app.name() {
+        let (room, _) = aliases::get(&app.db, alias).await?.ok_or_else(unknown)?;
+        let room = OwnedRoomId::try_from(room).map_err(Error::internal)?;
+        let servers = servers(app, &room).await?;
+        return Ok((room, servers));
+    }
+    let request = get_room_information::v1::Request::new(alias.to_owned());
+    let found = remote::ask(app, alias.server_name(), request, ANSWER_BYTES).await?;
+    let mut servers = found.servers;
+    servers.truncate(SERVERS);
+    if servers.is_empty() {
+        servers.push(alias.server_name().to_owned());
+    }
+    Ok((found.room_id, servers))
+}
+
 /// Whether somebody may decide under which aliases a room is shown.
 ///
 /// # Errors
@@ -78,7 +129,7 @@ pub async fn delete(app: &App, requester: &Requester, alias: &RoomAliasId) -> Re
     let unknown = || Error::not_found(format!("{alias} is no alias here"));
     let (room_id, creator) = aliases::get(&app.db, alias).await?.ok_or_else(unknown)?;
     let room = app
-        .room(<&ruma::RoomId>::try_from(room_id.as_str()).map_err(Error::internal)?)
+        .room(<&RoomId>::try_from(room_id.as_str()).map_err(Error::internal)?)
         .await?;
     if creator != requester.user && !may_manage(app, &room, requester).await? {
         return Err(Error::forbidden("this alias is not yours to delete"));

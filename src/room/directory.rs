@@ -1,12 +1,18 @@
 //! Reading the directory of published rooms, page by page, the largest rooms first.
 
+use ruma::{UInt, directory::Filter};
+
 use super::summary::{self, Summary};
 use crate::{
     app::App,
-    error::Result,
+    error::{Error, Result},
     storage::{RoomNid, summaries},
 };
 
+/// How many rooms an answer has where the request does not say.
+const DEFAULT_LIMIT: usize = 100;
+/// The most rooms in one answer.
+const MAX_LIMIT: usize = 500;
 /// How many rooms are read at once.
 const BATCH: u16 = 250;
 /// The most rooms that are read for one page; a page may have fewer rooms than asked for, and a next page.
@@ -17,7 +23,7 @@ pub type Place = (i64, RoomNid);
 
 /// Which way to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
+enum Direction {
     /// To smaller rooms.
     Forward,
     /// To larger rooms.
@@ -31,6 +37,21 @@ pub struct Query {
     pub term: Option<String>,
     /// The room types; none: all. `None` stands for rooms without a type.
     pub room_types: Vec<Option<String>>,
+}
+
+impl From<Filter> for Query {
+    fn from(filter: Filter) -> Self {
+        let term = filter.generic_search_term;
+        let room_types = filter.room_types.iter();
+        Self {
+            term: term
+                .map(|term| term.trim().to_lowercase())
+                .filter(|term| !term.is_empty()),
+            room_types: room_types
+                .map(|kind| kind.as_str().map(ToOwned::to_owned))
+                .collect(),
+        }
+    }
 }
 
 impl Query {
@@ -60,11 +81,62 @@ pub struct Page {
     pub total: i64,
 }
 
-/// At most `limit` rooms of the directory: from its start, or from a place in one direction.
+/// The page of the directory that a request asks for.
 ///
 /// # Errors
-/// If the database fails.
-pub async fn page(
+/// `M_INVALID_PARAM` if `since` is no token.
+pub async fn asked(
+    app: &App,
+    since: Option<&str>,
+    limit: Option<UInt>,
+    query: &Query,
+) -> Result<Page> {
+    let limit = match limit.map(u64::from) {
+        // As other servers have it: no limit of the client's.
+        Some(0) => MAX_LIMIT,
+        Some(limit) => usize::try_from(limit).unwrap_or(MAX_LIMIT).min(MAX_LIMIT),
+        None => DEFAULT_LIMIT,
+    };
+    let since = since
+        .map(|token| parse(token).ok_or_else(|| Error::invalid_param("`since` is no token")))
+        .transpose()?;
+    page(app, since, limit, query).await
+}
+
+/// The token of the next page, which begins at a place.
+#[must_use]
+pub fn token_after(place: Place) -> String {
+    token(Direction::Forward, place)
+}
+
+/// The token of the page before, which ends at a place.
+#[must_use]
+pub fn token_before(place: Place) -> String {
+    token(Direction::Backward, place)
+}
+
+/// `n<members>_<room>` to go on, `p<members>_<room>` to go back.
+fn token(direction: Direction, (members, room): Place) -> String {
+    let sign = match direction {
+        Direction::Forward => 'n',
+        Direction::Backward => 'p',
+    };
+    format!("{sign}{members}_{}", room.0)
+}
+
+fn parse(text: &str) -> Option<(Direction, Place)> {
+    let direction = match text.get(..1)? {
+        "n" => Direction::Forward,
+        "p" => Direction::Backward,
+        _ => return None,
+    };
+    let (members, room) = text[1..].split_once('_')?;
+    let place = (members.parse().ok()?, RoomNid(room.parse().ok()?));
+    Some((direction, place)).filter(|_| token(direction, place) == text)
+}
+
+/// At most `limit` rooms of the directory: from its start, or from a place in one direction.
+async fn page(
     app: &App,
     since: Option<(Direction, Place)>,
     limit: usize,

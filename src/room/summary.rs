@@ -3,10 +3,14 @@
 use std::collections::{HashMap, HashSet};
 
 use ruma::{
-    EventEncryptionAlgorithm, OwnedMxcUri, OwnedRoomAliasId, OwnedRoomId, RoomVersionId, UInt,
+    EventEncryptionAlgorithm, OwnedMxcUri, OwnedRoomAliasId, OwnedRoomId, RoomVersionId,
+    ServerName, UInt,
     directory::{PublicRoomsChunk, PublicRoomsChunkInit},
     events::StateEventType,
-    room::{AllowRule, JoinRule, JoinRuleSummary, RestrictedSummary, RoomSummary, RoomType},
+    room::{
+        AllowRule, JoinRule, JoinRuleKind, JoinRuleSummary, RestrictedSummary, RoomSummary,
+        RoomType,
+    },
     room_version_rules::RoomVersionRules,
 };
 use serde_json::Value;
@@ -17,7 +21,7 @@ use crate::{
     error::{Error, Result},
     names::Key,
     storage::{
-        Membership, RoomNid, UserNid,
+        Membership, RoomNid, UserNid, members, servers,
         summaries::{self, SummaryRow},
     },
 };
@@ -295,4 +299,90 @@ pub async fn access(app: &App, user: Option<UserNid>, rooms: &[Summary]) -> Resu
             .map(|(nid, _)| nid),
     );
     Ok(access)
+}
+
+/// Of which of these rooms, of which other servers have told, a user may know; without a user: of which everybody may.
+///
+/// # Errors
+/// If the database fails.
+pub async fn known_from_others(
+    app: &App,
+    user: Option<UserNid>,
+    rooms: &[&RoomSummary],
+) -> Result<HashSet<OwnedRoomId>> {
+    let is_open = |room: &RoomSummary| {
+        let rule = room.join_rule.kind();
+        room.world_readable
+            || matches!(
+                rule,
+                JoinRuleKind::Public | JoinRuleKind::Knock | JoinRuleKind::KnockRestricted
+            )
+    };
+    let (open, closed): (Vec<&RoomSummary>, Vec<_>) = rooms.iter().partition(|room| is_open(room));
+    let mut visible: HashSet<_> = open.iter().map(|room| room.room_id.clone()).collect();
+    let Some(user) = user.filter(|_| !closed.is_empty()) else {
+        return Ok(visible);
+    };
+    let ids = closed.iter().map(|room| room.room_id.to_string()).collect();
+    let invited: HashSet<_> = summaries::invited_among(&app.db, user, ids)
+        .await?
+        .into_iter()
+        .collect();
+    let ways_in = |room: &RoomSummary| match &room.join_rule {
+        JoinRuleSummary::Restricted(restricted) => restricted.allowed_room_ids.clone(),
+        _ => Vec::new(),
+    };
+    let asked: HashSet<String> = closed
+        .iter()
+        .flat_map(|room| ways_in(room))
+        .map(|id| id.to_string())
+        .collect();
+    let joined = summaries::joined_among(&app.db, user, asked.into_iter().collect());
+    let joined: HashSet<_> = joined.await?.into_iter().collect();
+    let found = closed.into_iter().filter(|room| {
+        invited.contains(room.room_id.as_str())
+            || ways_in(room).iter().any(|id| joined.contains(id.as_str()))
+    });
+    visible.extend(found.map(|room| room.room_id.clone()));
+    Ok(visible)
+}
+
+/// Of which of these rooms another server may know: of those that are open, in which it has users or to which they are
+/// invited, or whose conditions for joining one of its users may meet.
+///
+/// # Errors
+/// If the database fails.
+pub async fn known_to_server(
+    app: &App,
+    server: &ServerName,
+    rooms: &[Summary],
+) -> Result<HashSet<RoomNid>> {
+    let open = rooms.iter().filter(|room| room.is_open());
+    let mut visible: HashSet<RoomNid> = open.map(|room| room.nid).collect();
+    let closed: Vec<&Summary> = rooms
+        .iter()
+        .filter(|room| !visible.contains(&room.nid))
+        .collect();
+    if closed.is_empty() {
+        return Ok(visible);
+    }
+    let nids: Vec<RoomNid> = closed.iter().map(|room| room.nid).collect();
+    visible.extend(members::inviting_server(&app.db, &nids, server.as_str()).await?);
+    let ways_in = |room: &Summary| {
+        let mut rooms = room.allowed_rooms();
+        rooms.push(room.id.clone());
+        rooms
+    };
+    let asked: HashSet<String> = closed
+        .iter()
+        .flat_map(|room| ways_in(room))
+        .map(|id| id.to_string())
+        .collect();
+    let joined = servers::joined_among(&app.db, server.as_str(), asked.into_iter().collect());
+    let joined: HashSet<String> = joined.await?.into_iter().collect();
+    let found = closed
+        .iter()
+        .filter(|room| ways_in(room).iter().any(|id| joined.contains(id.as_str())));
+    visible.extend(found.map(|room| room.nid));
+    Ok(visible)
 }

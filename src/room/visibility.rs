@@ -282,7 +282,7 @@ pub async fn is_world_readable(app: &App, room: &Room) -> Result<bool> {
         .is_some_and(|event| visibility_of(event) == HistoryVisibility::WorldReadable))
 }
 
-const VISIBILITY: &str = "m.room.history_visibility";
+pub(super) const VISIBILITY: &str = "m.room.history_visibility";
 const MEMBER: &str = "m.room.member";
 
 fn keys(user: &UserId) -> [Key; 2] {
@@ -304,17 +304,43 @@ async fn current(app: &App, room: &Room, keys: &[Key; 2]) -> Result<[Option<Arc<
 #[derive(Debug)]
 struct History {
     parents: HashMap<i64, StateAt>,
-    visibility: HashMap<i64, Vec<Step<HistoryVisibility>>>,
-    membership: HashMap<i64, Vec<Step<Membership>>>,
+    visibility: Steps<HistoryVisibility>,
+    membership: Steps<Membership>,
 }
 
 /// From this version of a line on, a key had this value.
 #[derive(Debug)]
-struct Step<T> {
-    sv: i64,
+pub(super) struct Step<T> {
+    pub sv: i64,
     /// `None`: the key was not set.
-    value: Option<T>,
-    event: Option<Arc<Event>>,
+    pub value: Option<T>,
+    pub event: Option<Arc<Event>>,
+}
+
+/// How a key stood in each line of a room.
+pub(super) type Steps<T> = HashMap<i64, Vec<Step<T>>>;
+
+/// What a key had in the state before an event, by how it stood in all lines and what these go on from.
+pub(super) fn value_before<T: Clone>(
+    parents: &HashMap<i64, StateAt>,
+    steps: &Steps<T>,
+    event: &Event,
+) -> Option<T> {
+    let mut at = StateAt {
+        line: event.state_line,
+        sv: event.state_sv,
+    };
+    // Lines nest a few times at most; the bound is against a loop in broken data.
+    for _ in 0..=parents.len() {
+        let step = steps
+            .get(&at.line)
+            .and_then(|steps| steps.iter().rev().find(|step| step.sv <= at.sv));
+        if let Some(step) = step {
+            return step.value.clone();
+        }
+        at = *parents.get(&at.line)?;
+    }
+    None
 }
 
 impl History {
@@ -343,32 +369,12 @@ impl History {
         Ok(history)
     }
 
-    fn value<T: Clone>(&self, steps: &HashMap<i64, Vec<Step<T>>>, event: &Event) -> Option<T> {
-        let mut at = StateAt {
-            line: event.state_line,
-            sv: event.state_sv,
-        };
-        // Lines nest a few times at most; the bound is against a loop in broken data.
-        for _ in 0..=self.parents.len() {
-            let step = steps
-                .get(&at.line)
-                .and_then(|steps| steps.iter().rev().find(|step| step.sv <= at.sv));
-            if let Some(step) = step {
-                return step.value.clone();
-            }
-            at = *self.parents.get(&at.line)?;
-        }
-        None
-    }
-
     fn visibility_before(&self, event: &Event) -> HistoryVisibility {
-        self.value(&self.visibility, event)
-            .unwrap_or(HistoryVisibility::Shared)
+        value_before(&self.parents, &self.visibility, event).unwrap_or(HistoryVisibility::Shared)
     }
 
     fn membership_before(&self, event: &Event) -> Membership {
-        self.value(&self.membership, event)
-            .unwrap_or(Membership::Leave)
+        value_before(&self.parents, &self.membership, event).unwrap_or(Membership::Leave)
     }
 
     fn membership_after(&self, event: &Event, viewer: &Viewer) -> Membership {
@@ -429,7 +435,11 @@ impl History {
 }
 
 /// The rules of "Room history visibility", for one visibility and one membership.
-fn allowed(visibility: &HistoryVisibility, membership: Membership, joined_later: bool) -> bool {
+pub(super) fn allowed(
+    visibility: &HistoryVisibility,
+    membership: Membership,
+    joined_later: bool,
+) -> bool {
     match (visibility, membership) {
         (HistoryVisibility::WorldReadable, _)
         | (_, Membership::Join)
@@ -440,7 +450,7 @@ fn allowed(visibility: &HistoryVisibility, membership: Membership, joined_later:
     }
 }
 
-fn is_state(event: &Event, event_type: &str) -> bool {
+pub(super) fn is_state(event: &Event, event_type: &str) -> bool {
     event.key.is_some() && *event.pdu.event_type == *event_type
 }
 
@@ -449,14 +459,14 @@ fn is_member_event_of(event: &Event, viewer: &Viewer) -> bool {
 }
 
 /// Whether those who have joined may read everything.
-fn is_shared(visibility: &HistoryVisibility) -> bool {
+pub(super) fn is_shared(visibility: &HistoryVisibility) -> bool {
     !matches!(
         visibility,
         HistoryVisibility::Invited | HistoryVisibility::Joined
     )
 }
 
-fn visibility_of(event: &Event) -> HistoryVisibility {
+pub(super) fn visibility_of(event: &Event) -> HistoryVisibility {
     #[derive(Deserialize)]
     struct Content {
         history_visibility: HistoryVisibility,
@@ -469,7 +479,7 @@ fn visibility_of(event: &Event) -> HistoryVisibility {
         })
 }
 
-fn membership_of(event: &Event) -> Membership {
+pub(super) fn membership_of(event: &Event) -> Membership {
     #[derive(Deserialize)]
     struct Content {
         membership: MembershipState,

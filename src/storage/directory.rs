@@ -47,14 +47,21 @@ pub async fn local(db: &Db, searcher: UserNid, pattern: &str, limit: i64) -> Res
         .collect()
 }
 
-/// Users of other servers whose id or display name matches, in rooms that `searcher` has joined.
+/// Users of other servers whose id or display name matches, in rooms that `searcher` has joined and in public ones that
+/// are known here from somebody who is in them.
 pub async fn remote(db: &Db, searcher: UserNid, pattern: &str, limit: i64) -> Result<Vec<Found>> {
     let query = sql!(
-        "SELECT m.user_nid, min(u.mxid), max(m.display_name), max(m.avatar_url), FALSE, TRUE ",
-        "FROM membership s JOIN membership m ON m.room_nid = s.room_nid AND m.membership = 2 AND NOT m.is_local ",
-        "JOIN user_id u ON u.nid = m.user_nid WHERE s.user_nid = $1 AND s.membership = 2 AND s.is_local ",
-        "AND (lower(u.mxid) LIKE $2 ESCAPE '\\' OR lower(m.display_name) LIKE $2 ESCAPE '\\') ",
-        "GROUP BY m.user_nid ORDER BY m.user_nid LIMIT $3"
+        "SELECT m.user_nid, min(u.mxid), max(m.display_name), max(m.avatar_url), FALSE, max(r.near) > 0 FROM (",
+        "SELECT s.room_nid AS nid, 1 AS near FROM membership s WHERE s.user_nid = $1 AND s.membership = 2 AND s.is_local ",
+        "UNION ALL SELECT o.nid AS nid, 0 AS near FROM room o WHERE EXISTS (SELECT 1 FROM membership h ",
+        "WHERE h.room_nid = o.nid AND h.membership = 2 AND h.is_local) AND (o.published OR EXISTS (",
+        "SELECT 1 FROM state_key k JOIN current_state c ON c.key_nid = k.nid AND c.room_nid = o.nid ",
+        "JOIN event_json j ON j.nid = c.event_nid WHERE k.type = 'm.room.join_rules' AND k.key = '' ",
+        "AND j.json LIKE '%\"join_rule\":\"public\"%'))) AS r ",
+        "JOIN membership m ON m.room_nid = r.nid AND m.membership = 2 AND NOT m.is_local ",
+        "JOIN user_id u ON u.nid = m.user_nid ",
+        "WHERE lower(u.mxid) LIKE $2 ESCAPE '\\' OR lower(m.display_name) LIKE $2 ESCAPE '\\' ",
+        "GROUP BY m.user_nid ORDER BY max(r.near) DESC, m.user_nid LIMIT $3"
     );
     db.rows(query, args![searcher, pattern, limit])
         .await?

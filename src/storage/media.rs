@@ -1,6 +1,6 @@
 //! `media`, `blob` and `thumbnail`: the content repository's names and what they stand for.
 
-use super::{Db, Insert, MediaNid, Result, UserNid, Write};
+use super::{Db, Insert, MediaNid, Result, Row, UserNid, Write};
 use crate::{args, sql};
 
 /// The SHA-256 of a content.
@@ -77,7 +77,7 @@ pub async fn blobs(db: &Db, first: u8) -> Result<Vec<ContentHash>> {
     rows.iter().map(|row| hash(row.get(0)?)).collect()
 }
 
-fn hash(bytes: Vec<u8>) -> Result<ContentHash> {
+pub(super) fn hash(bytes: Vec<u8>) -> Result<ContentHash> {
     bytes
         .try_into()
         .map_err(|_| sqlx::Error::Decode("a hash has another length".into()))
@@ -109,12 +109,12 @@ static MEDIA: Insert = Insert {
     conflict: "",
 };
 
-/// Names an uploaded content.
+/// Names a content that a user uploaded, or that came from elsewhere.
 #[must_use]
 pub fn add(
     nid: MediaNid,
     (origin, media_id): (&str, &str),
-    user: UserNid,
+    user: Option<UserNid>,
     content: Content,
     now: i64,
 ) -> Write {
@@ -210,6 +210,25 @@ pub struct Thumbnail {
     pub is_original: bool,
     /// The size of its file.
     pub bytes: i64,
+}
+
+/// The sizes of the thumbnails of a content that have files of their own.
+pub async fn thumbnail_sizes(db: &Db, hash: &ContentHash) -> Result<Vec<ThumbnailSize>> {
+    let query =
+        sql!("SELECT width, height, method FROM thumbnail WHERE sha256 = $1 AND NOT is_original");
+    let size = |row: &Row| -> Result<ThumbnailSize> {
+        let pixels = |value: i64| u32::try_from(value).unwrap_or(u32::MAX);
+        Ok(ThumbnailSize {
+            width: pixels(row.get(0)?),
+            height: pixels(row.get(1)?),
+            method: match row.get::<i64>(2)? {
+                1 => ThumbnailMethod::Crop,
+                _ => ThumbnailMethod::Scale,
+            },
+        })
+    };
+    let rows = db.rows(query, args![&hash[..]]).await?;
+    rows.iter().map(size).collect()
 }
 
 /// The thumbnail of a content, if it was made.

@@ -2,7 +2,7 @@
 
 use ruma::events::room::member::MembershipState;
 
-use super::{Db, EventNid, Insert, Pos, Position, Result, RoomNid, Row, UserNid, Write};
+use super::{Db, EventNid, Insert, KeyNid, Pos, Position, Result, RoomNid, Row, UserNid, Write};
 use crate::{args, sql};
 
 /// What a user is to a room; the numbers are the table's.
@@ -249,4 +249,43 @@ pub async fn local_joined(
         .iter()
         .map(|row| Ok((RoomNid(row.get(0)?), UserNid(row.get(1)?), row.get(2)?)))
         .collect()
+}
+
+/// The ids of all users of another server that ever had to do with a room, with the keys of their member events.
+pub async fn of_server(db: &Db, room: RoomNid, server: &str) -> Result<Vec<(String, KeyNid)>> {
+    let query = sql!(
+        "SELECT u.mxid, k.nid FROM membership m JOIN user_id u ON u.nid = m.user_nid ",
+        "JOIN state_key k ON k.type = 'm.room.member' AND k.key = u.mxid ",
+        "WHERE m.room_nid = $1 AND NOT m.is_local AND u.mxid LIKE $2"
+    );
+    db.rows(query, args![room, format!("%:{server}")])
+        .await?
+        .iter()
+        .map(|row| Ok((row.get(0)?, KeyNid(row.get(1)?))))
+        .collect()
+}
+
+/// Those of some rooms to which users of another server are invited.
+pub async fn inviting_server(db: &Db, rooms: &[RoomNid], server: &str) -> Result<Vec<RoomNid>> {
+    let query = sql!(
+        "SELECT DISTINCT m.room_nid FROM membership m JOIN user_id u ON u.nid = m.user_nid ",
+        "WHERE m.membership = 1 AND NOT m.is_local AND u.mxid LIKE $2 AND m.room_nid ",
+        list(1)
+    );
+    db.rows(query, args![rooms, format!("%:{server}")])
+        .await?
+        .iter()
+        .map(|row| Ok(RoomNid(row.get(0)?)))
+        .collect()
+}
+
+/// Those of the rooms with these ids that local users have joined, by id.
+pub async fn with_local_users(db: &Db, ids: Vec<String>) -> Result<Vec<String>> {
+    let query = sql!(
+        "SELECT r.room_id FROM room r WHERE EXISTS (SELECT 1 FROM membership m WHERE m.room_nid = r.nid ",
+        "AND m.membership = 2 AND m.is_local) AND r.room_id ",
+        list(1)
+    );
+    let rows = db.rows(query, args![ids]).await?;
+    rows.iter().map(|row| row.get(0)).collect()
 }

@@ -30,6 +30,7 @@ pub mod presence;
 pub mod profiles;
 pub mod receipts;
 pub mod relations;
+pub mod remote_media;
 pub mod reports;
 pub mod rooms;
 pub mod search;

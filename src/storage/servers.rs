@@ -95,3 +95,14 @@ pub async fn of_rooms(db: &Db, rooms: &[RoomNid]) -> Result<Vec<(RoomNid, String
         })
         .collect()
 }
+
+/// Those of the rooms with these ids that a server is in, by id.
+pub async fn joined_among(db: &Db, server: &str, ids: Vec<String>) -> Result<Vec<String>> {
+    let query = sql!(
+        "SELECT o.room_id FROM server s JOIN room_server r ON r.server_nid = s.nid JOIN room o ON o.nid = r.room_nid ",
+        "WHERE s.name = $1 AND r.joined_count > 0 AND o.room_id ",
+        list(2)
+    );
+    let rows = db.rows(query, args![server, ids]).await?;
+    rows.iter().map(|row| row.get(0)).collect()
+}

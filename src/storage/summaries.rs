@@ -144,6 +144,20 @@ pub async fn joined_among(db: &Db, user: UserNid, ids: Vec<String>) -> Result<Ve
         .collect()
 }
 
+/// Those of the rooms with these ids to which a user is invited, or that they have joined.
+pub async fn invited_among(db: &Db, user: UserNid, ids: Vec<String>) -> Result<Vec<String>> {
+    let query = sql!(
+        "SELECT r.room_id FROM room r JOIN membership m ON m.room_nid = r.nid ",
+        "WHERE m.user_nid = $1 AND m.membership < 3 AND r.room_id ",
+        list(2)
+    );
+    db.rows(query, vec![user.into(), Arg::Texts(ids)])
+        .await?
+        .iter()
+        .map(|row| row.get(0))
+        .collect()
+}
+
 fn row(row: &Row) -> Result<SummaryRow> {
     Ok(SummaryRow {
         nid: RoomNid(row.get(0)?),

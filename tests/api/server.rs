@@ -59,7 +59,7 @@ impl Answer {
     }
 }
 
-/// Settings that suit tests: open registration, no rate limits, any free port.
+/// Settings that suit tests: open registration, no rate limits, any free port, nothing asked of other servers.
 pub async fn test_config(directory: &TempDir) -> Config {
     let mut config = Config {
         data_dir: directory.path().to_owned(),
@@ -71,6 +71,7 @@ pub async fn test_config(directory: &TempDir) -> Config {
     }];
     config.registration.mode = RegistrationMode::Open;
     config.rate_limits.enabled = false;
+    config.federation.enabled = false;
     if let Ok(url) = std::env::var("TEST_POSTGRES") {
         config.database.url = Some(new_database(&url).await.into());
     }
@@ -127,6 +128,7 @@ impl TestServer {
             .try_into()
             .expect("a server name");
         config.listeners.push(tls::listener(directory.path(), port));
+        config.federation.enabled = true;
         config.federation.ca_file = Some(tls::write_authority(directory.path()));
         config.federation.allow_addresses = vec!["127.0.0.0/8".parse().expect("a network")];
         change(&mut config);

@@ -77,6 +77,7 @@ async fn content_thumbnail(
         height: wanted.height,
         method: wanted.method,
         wait: wanted.timeout_ms,
+        allow_remote: wanted.allow_remote,
     };
     send_thumbnail(&app, &parts.headers, wanted, Cache::Public).await
 }
@@ -97,6 +98,7 @@ impl From<get_content::v3::Request> for WantedContent {
             media_id: request.media_id,
             filename: None,
             wait: request.timeout_ms,
+            allow_remote: request.allow_remote,
         }
     }
 }
@@ -108,6 +110,7 @@ impl From<get_content_as_filename::v3::Request> for WantedContent {
             media_id: request.media_id,
             filename: Some(request.filename),
             wait: request.timeout_ms,
+            allow_remote: request.allow_remote,
         }
     }
 }

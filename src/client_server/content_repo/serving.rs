@@ -9,7 +9,7 @@ use axum::{
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use ruma::{
     api::error::ErrorKind,
-    http_headers::{CROSS_ORIGIN_RESOURCE_POLICY, ContentDisposition, ContentDispositionType},
+    http_headers::{CROSS_ORIGIN_RESOURCE_POLICY, ContentDisposition},
 };
 use tokio::{
     fs::File,
@@ -25,36 +25,6 @@ const CHUNK: usize = 64 << 10;
 /// The policy that "Content repository" recommends.
 const CONTENT_SECURITY_POLICY: &str = "sandbox; default-src 'none'; script-src 'none'; plugin-types application/pdf; \
                                        style-src 'unsafe-inline'; object-src 'self';";
-
-/// What a browser may show by itself: the list of "Serving inline content".
-const INLINE_TYPES: [&str; 26] = [
-    "text/css",
-    "text/plain",
-    "text/csv",
-    "application/json",
-    "application/ld+json",
-    "image/jpeg",
-    "image/gif",
-    "image/png",
-    "image/apng",
-    "image/webp",
-    "image/avif",
-    "video/mp4",
-    "video/webm",
-    "video/ogg",
-    "video/quicktime",
-    "audio/mp4",
-    "audio/webm",
-    "audio/aac",
-    "audio/mpeg",
-    "audio/ogg",
-    "audio/wave",
-    "audio/wav",
-    "audio/x-wav",
-    "audio/x-pn-wav",
-    "audio/flac",
-    "audio/x-flac",
-];
 
 /// Who may keep an answer for others.
 #[derive(Clone, Copy, Debug)]
@@ -74,20 +44,6 @@ pub(super) struct Served {
     /// What names exactly these bytes.
     pub tag: String,
     pub cache: Cache,
-}
-
-/// How a file of this media type may be shown.
-pub(super) fn disposition(content_type: &str, filename: Option<String>) -> ContentDisposition {
-    let essence = content_type.split(';').next().unwrap_or_default().trim();
-    let is_safe = INLINE_TYPES
-        .iter()
-        .any(|safe| safe.eq_ignore_ascii_case(essence));
-    let kind = if is_safe {
-        ContentDispositionType::Inline
-    } else {
-        ContentDispositionType::Attachment
-    };
-    ContentDisposition::new(kind).with_filename(filename)
 }
 
 /// Sends a file, or the part of it that the request asks for, or nothing if the client has it.
@@ -247,20 +203,6 @@ mod tests {
             assert_eq!(range(&headers, "\"t\"", 100), wanted, "{value}");
             headers.insert(header::IF_RANGE, HeaderValue::from_static("\"other\""));
             assert_eq!(range(&headers, "\"t\"", 100), All, "{value}");
-        }
-    }
-
-    #[test]
-    fn only_the_types_of_the_list_are_shown() {
-        for (content_type, start) in [
-            ("image/png", "inline"),
-            ("IMAGE/PNG; a=b", "inline"),
-            ("text/html", "attachment"),
-            ("image/svg+xml", "attachment"),
-            ("", "attachment"),
-        ] {
-            let value = disposition(content_type, None).to_string();
-            assert_eq!(value, start, "{content_type}");
         }
     }
 }

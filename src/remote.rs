@@ -1,0 +1,139 @@
+//! Asking other servers for something that a client wants to know, and what memory holds of their answers.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use homing_federation::client::{self, Limits};
+use http::StatusCode;
+use quick_cache::sync::Cache;
+use ruma::{
+    OwnedRoomId, OwnedServerName, OwnedUserId, ServerName,
+    api::{
+        OutgoingRequest,
+        error::ErrorKind,
+        federation::{authentication::ServerSignatures, space::get_hierarchy},
+        path_builder::SinglePath,
+    },
+};
+use serde_json::Value;
+use tokio::sync::Semaphore;
+
+use crate::{
+    app::App,
+    error::{Error, Result},
+    flights::Flights,
+};
+
+/// How long an answer may take that a client waits for.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How many files are fetched at once.
+const DOWNLOADS: usize = 32;
+/// How many profiles, and how many spaces, of other servers are kept.
+const PROFILES: usize = 256;
+const SPACES: usize = 64;
+
+/// The fields of a profile, by name.
+pub type Profile = Arc<Vec<(String, Value)>>;
+/// What a server has told of a space.
+pub type Space = Arc<get_hierarchy::v1::Response>;
+
+/// What memory holds of other servers' answers.
+#[derive(Debug)]
+pub struct Remote {
+    /// Profiles, each with the time until which it is kept, in milliseconds since 1970.
+    pub profiles: Cache<OwnedUserId, (i64, Profile)>,
+    /// What is told of rooms, likewise; `None` if no server told anything.
+    pub spaces: Cache<OwnedRoomId, (i64, Option<Space>)>,
+    /// The media that are being fetched: their servers and ids.
+    pub media: Flights<(OwnedServerName, String)>,
+    /// Room for files being fetched.
+    pub downloads: Arc<Semaphore>,
+    /// Whether a file has come since it was last looked whether there are too many.
+    has_more: AtomicBool,
+}
+
+impl Remote {
+    /// Notes that a file has come.
+    pub fn came(&self) {
+        self.has_more.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a file has come since this was asked last.
+    pub fn has_more(&self) -> bool {
+        self.has_more.swap(false, Ordering::Relaxed)
+    }
+}
+
+impl Default for Remote {
+    fn default() -> Self {
+        Self {
+            profiles: Cache::new(PROFILES),
+            spaces: Cache::new(SPACES),
+            media: Flights::default(),
+            downloads: Arc::new(Semaphore::new(DOWNLOADS)),
+            // What there was at the start is too much if the settings have become stricter.
+            has_more: AtomicBool::new(true),
+        }
+    }
+}
+
+/// Asks another server for something that a client waits for, and that has so many bytes at most.
+///
+/// # Errors
+/// What the server says where it forbids it or has no such thing; else 502 `M_UNKNOWN`.
+pub async fn ask<R>(
+    app: &App,
+    to: &ServerName,
+    request: R,
+    bytes: u64,
+) -> Result<R::IncomingResponse>
+where
+    R: OutgoingRequest<Authentication = ServerSignatures, PathBuilder = SinglePath>,
+{
+    expect_federation(app)?;
+    let limits = Limits::default().time(PATIENCE).bytes(bytes);
+    let answer = app.federation.send_within(limits, to, request).await;
+    answer.map_err(|error| failed(to, &error))
+}
+
+/// Makes sure that other servers may be asked at all.
+///
+/// # Errors
+/// `M_NOT_FOUND` if not.
+pub fn expect_federation(app: &App) -> Result<()> {
+    if app.config.federation.enabled {
+        return Ok(());
+    }
+    Err(Error::not_found(
+        "this server does not talk to other servers",
+    ))
+}
+
+/// What a client is told when another server has no good answer.
+#[must_use]
+pub fn failed(server: &ServerName, error: &client::Error) -> Error {
+    tracing::debug!(%server, %error, "another server has no good answer");
+    let refusal = error.refusal();
+    let said = refusal.and_then(|refusal| Some((refusal.status, refusal.error.as_ref()?)));
+    match said {
+        Some((status @ (StatusCode::FORBIDDEN | StatusCode::NOT_FOUND), said)) => {
+            Error::new(status, said.kind.clone(), said.message.clone())
+        }
+        _ => unreachable(server),
+    }
+}
+
+/// 502 `M_UNKNOWN`.
+#[must_use]
+pub fn unreachable(server: &ServerName) -> Error {
+    Error::new(
+        StatusCode::BAD_GATEWAY,
+        ErrorKind::Unknown,
+        format!("{server} could not be reached, or had no good answer"),
+    )
+}
