@@ -362,7 +362,7 @@ impl Bus {
         }
     }
 
-    fn member(&self, room: &Room, member: &Member, told: &mut Told) {
+    fn member(&self, room: &Arc<Room>, member: &Member, told: &mut Told) {
         if !member.is_local {
             return;
         }
@@ -371,6 +371,10 @@ impl Bus {
             let name = member.display_name.as_deref().map(Into::into);
             if seen.local.insert(member.user, name).is_none() {
                 self.met(member.user, &seen.local, told);
+                if !seen.servers.is_empty() {
+                    let (room, user) = (Arc::clone(room), member.user);
+                    self.outgoing.tell(News::Joined { room, user });
+                }
             }
         } else {
             seen.local.remove(&member.user);
@@ -438,7 +442,12 @@ impl Bus {
                 at,
             } => {
                 let pos = at.after(first);
-                room.seen_mut().set_server(name, server, joined, pos);
+                let has_come = room
+                    .seen_mut()
+                    .set_server(name.clone(), server, joined, pos);
+                if has_come {
+                    self.outgoing.tell(News::Came { room, name, server });
+                }
             }
             Effect::Forgotten { room, user } => self.one(user, told, |feed| feed.forgotten(room)),
             Effect::Redacted {

@@ -283,6 +283,8 @@ pub struct Federation {
     pub allow_addresses: Vec<IpNet>,
     /// A PEM file of certificate authorities to trust besides the usual ones.
     pub ca_file: Option<PathBuf>,
+    /// Whether other servers and this one tell each other who is online.
+    pub presence: bool,
 }
 
 impl Default for Federation {
@@ -291,6 +293,7 @@ impl Default for Federation {
             enabled: true,
             allow_addresses: Vec::new(),
             ca_file: None,
+            presence: true,
         }
     }
 }

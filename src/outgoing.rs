@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     rooms::Room,
-    storage::{Event, Receipt, UserNid},
+    storage::{Event, Receipt, ServerNid, UserNid},
 };
 
 /// Something that other servers are to be told.
@@ -47,6 +47,22 @@ pub enum News {
     },
     /// The presence of a local user has changed.
     Presence(UserNid),
+    /// A local user has come into a room in which other servers are.
+    Joined {
+        /// The room.
+        room: Arc<Room>,
+        /// The user.
+        user: UserNid,
+    },
+    /// Another server has come into a room.
+    Came {
+        /// The room.
+        room: Arc<Room>,
+        /// The server.
+        name: OwnedServerName,
+        /// The same.
+        server: ServerNid,
+    },
     /// A server that could not be reached was heard from.
     Heard(OwnedServerName),
 }

@@ -242,18 +242,18 @@ impl Seen {
         }
     }
 
-    /// Sets how many users of another server have joined, since the change at `pos`.
+    /// Sets how many users of another server have joined, since the change at `pos`. Answers whether they are the first.
     pub(crate) fn set_server(
         &mut self,
         name: OwnedServerName,
         server: ServerNid,
         joined: i64,
         pos: Pos,
-    ) {
+    ) -> bool {
         let before = self.servers.get(&name);
-        let from_pos = before
-            .filter(|before| before.joined > 0)
-            .map_or(pos - 1, |before| before.from_pos);
+        let before = before.filter(|before| before.joined > 0);
+        let has_come = joined > 0 && before.is_none();
+        let from_pos = before.map_or(pos - 1, |before| before.from_pos);
         let now = ServerInRoom {
             server,
             joined,
@@ -261,6 +261,7 @@ impl Seen {
             left_pos: (joined == 0).then_some(pos),
         };
         self.servers.insert(name, now);
+        has_come
     }
 
     /// Adds a committed receipt.

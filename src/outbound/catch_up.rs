@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use ruma::ServerName;
 
-use super::{destination::MOST_PDUS, transaction::Pdu};
+use super::{
+    destination::{MOST_BYTES, MOST_PDUS},
+    transaction::Pdu,
+};
 use crate::{
     app::App,
     error::Result,
@@ -31,6 +34,7 @@ pub(super) async fn read(
     let rooms = destinations::rooms_behind(&app.db, server, after, most).await?;
     let mut pdus: Vec<Arc<Pdu>> = Vec::new();
     let mut come_to = None;
+    let mut bytes = 0;
     for room in rooms {
         let from = from.max(room.from_pos);
         let most = i64::try_from(OF_A_ROOM).unwrap_or(i64::MAX);
@@ -40,11 +44,18 @@ pub(super) async fn read(
                 .split_once(':')
                 .is_some_and(|(_, server)| server == name)
         };
+        let mut of_room = 0;
         let events: Vec<_> = events
             .into_iter()
             .filter(|event| !theirs(&event.sender))
+            .take_while(|event| {
+                of_room += event.json.len();
+                of_room == event.json.len() || of_room <= MOST_BYTES
+            })
             .collect();
-        if pdus.len() + events.len() > MOST_PDUS {
+        bytes += of_room;
+        let is_full = pdus.len() + events.len() > MOST_PDUS || bytes > MOST_BYTES;
+        if is_full && !pdus.is_empty() {
             break;
         }
         pdus.extend(events.into_iter().rev().map(|event| {

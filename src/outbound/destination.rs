@@ -13,6 +13,8 @@ use crate::storage::{Pos, ServerNid, destinations::DestinationRow};
 
 /// The most PDUs in a transaction ("Transactions").
 pub(super) const MOST_PDUS: usize = 50;
+/// The most bytes of PDUs in a transaction that has more than one: some servers take no requests of more than a mebibyte.
+pub(super) const MOST_BYTES: usize = 768 << 10;
 /// The most events that wait in memory; when there are more, the database is asked.
 const QUEUE: usize = 200;
 /// For how long a transaction that could not be sent is kept, in milliseconds: when the next try is later than this, the
@@ -175,16 +177,23 @@ impl Destination {
             self.quiet_until = now + QUIET;
             Next::Send(Transaction::new(Vec::new(), self.edus.take(), 0, false))
         } else {
-            let pdus: Vec<_> = self
-                .queue
-                .drain(..self.queue.len().min(MOST_PDUS))
-                .collect();
+            let pdus: Vec<_> = self.queue.drain(..self.fitting()).collect();
             let upto = pdus.last().map_or(0, |pdu| pdu.pos);
             Next::Send(Transaction::new(pdus, self.edus.take(), upto, true))
         };
         self.is_busy = true;
         self.used = now;
         next
+    }
+
+    /// How many of the events that wait go into one transaction.
+    fn fitting(&self) -> usize {
+        let sizes = self.queue.iter().take(MOST_PDUS).map(|pdu| pdu.json.len());
+        let sums = sizes.scan(0, |sum, size| {
+            *sum += size;
+            Some(*sum)
+        });
+        sums.take_while(|sum| *sum <= MOST_BYTES).count().max(1)
     }
 
     /// What was read: the events, and up to where that is all. With nothing there the destination is not behind any more,
@@ -337,6 +346,24 @@ mod tests {
         one.sent(&second, 0);
         assert_eq!(one.row.last_ok_pos, 52);
         assert_eq!(one.next(0), Next::Nothing);
+    }
+
+    #[test]
+    fn large_events_go_in_several_transactions() {
+        let mut one = destination(0, false);
+        let large = |pos, bytes: usize| {
+            let json = "x".repeat(bytes).into();
+            Arc::new(Pdu { pos, json })
+        };
+        one.add_pdu(&large(1, MOST_BYTES + 1));
+        for pos in 2..=4 {
+            one.add_pdu(&large(pos, MOST_BYTES / 2));
+        }
+        for expected in [vec![1], vec![2, 3], vec![4]] {
+            let transaction = sending(&mut one, 0);
+            assert_eq!(positions(&transaction), expected);
+            one.sent(&transaction, 0);
+        }
     }
 
     #[test]

@@ -15,12 +15,16 @@ use super::edus::Note;
 use crate::{
     app::App,
     error::{Error, Result},
-    presence,
+    outgoing::News,
+    presence::{self, View},
     storage::{ServerNid, UserNid},
 };
 
 /// How long there is between two updates about one user, in milliseconds.
 const PAUSE: i64 = 30_000;
+/// How long it takes until it is said again that somebody is there, in milliseconds: other servers believe it for half an
+/// hour.
+const AGAIN: i64 = 25 * 60_000;
 /// How often it is looked whose pause is over.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -31,7 +35,7 @@ pub(super) type Addressed = (Arc<Note>, Vec<(OwnedServerName, ServerNid)>);
 #[derive(Debug, Default)]
 struct Pauses {
     said: HashMap<UserNid, Said>,
-    /// When the pauses end.
+    /// When they are to be looked at again.
     ends: BTreeSet<(i64, UserNid)>,
 }
 
@@ -41,37 +45,51 @@ struct Said {
     is_there: bool,
     /// Something has changed since.
     is_old: bool,
+    /// The entry in [`Pauses::ends`].
+    end: i64,
 }
 
 impl Pauses {
     /// The presence of a user has changed. Answers whether that is to be said now.
     fn changed(&mut self, user: UserNid, is_there: bool, now: i64) -> bool {
-        if let Some(said) = self.said.get_mut(&user)
-            && said.is_there == is_there
-            && now < said.at + PAUSE
-        {
-            said.is_old = true;
-            return false;
+        if let Some(said) = self.said.get_mut(&user) {
+            if said.is_there == is_there && now < said.at + PAUSE {
+                said.is_old = true;
+                return false;
+            }
+            self.ends.remove(&(said.end, user));
         }
         let said = Said {
             at: now,
             is_there,
             is_old: false,
+            end: now + PAUSE,
         };
-        if let Some(before) = self.said.insert(user, said) {
-            self.ends.remove(&(before.at + PAUSE, user));
-        }
-        self.ends.insert((now + PAUSE, user));
+        self.ends.insert((said.end, user));
+        self.said.insert(user, said);
         true
     }
 
-    /// A user of whom something has changed while there was a pause that is over now.
+    /// A user of whom something is to be said because time has passed.
     fn next(&mut self, now: i64) -> Option<UserNid> {
         while let Some((end, user)) = self.ends.first().copied()
             && end <= now
         {
             self.ends.pop_first();
-            if self.said.remove(&user).is_some_and(|said| said.is_old) {
+            let Some(said) = self.said.get_mut(&user) else {
+                continue;
+            };
+            let again = said.at + AGAIN;
+            if said.is_there && !said.is_old && again > now {
+                said.end = again;
+                self.ends.insert((again, user));
+                continue;
+            }
+            if self
+                .said
+                .remove(&user)
+                .is_some_and(|said| said.is_old || said.is_there)
+            {
                 return Some(user);
             }
         }
@@ -82,29 +100,41 @@ impl Pauses {
 /// Turns changes of presence into notes, until the server ends.
 pub(super) async fn run(
     app: Arc<App>,
-    mut changed: mpsc::UnboundedReceiver<UserNid>,
+    mut news: mpsc::UnboundedReceiver<News>,
     notes: mpsc::UnboundedSender<Addressed>,
 ) {
     let mut pauses = Pauses::default();
     loop {
         let next = async {
             if pauses.ends.is_empty() {
-                return changed.recv().await.map(Some);
+                return news.recv().await.map(Some);
             }
-            match tokio::time::timeout(TICK, changed.recv()).await {
-                Ok(user) => user.map(Some),
+            match tokio::time::timeout(TICK, news.recv()).await {
+                Ok(news) => news.map(Some),
                 Err(_) => Some(None),
             }
         };
-        let Some(Some(user)) = app.shutdown.run_until_cancelled(next).await else {
+        let Some(Some(news)) = app.shutdown.run_until_cancelled(next).await else {
             return;
         };
-        let mut users: Vec<UserNid> = user.into_iter().collect();
-        users.extend(std::iter::from_fn(|| pauses.next(app.clock.now())));
-        for user in users {
-            match look(&app, &mut pauses, user).await {
-                Ok(Some(addressed)) => drop(notes.send(addressed)),
-                Ok(None) => {}
+        if !(app.config.presence.enabled && app.config.federation.presence) {
+            continue;
+        }
+        let mut said = Vec::new();
+        if let Some(news) = news {
+            said.push(hear(&app, &mut pauses, news).await);
+        }
+        while let Some(user) = pauses.next(app.clock.now()) {
+            said.push(look(&app, &mut pauses, user).await);
+        }
+        for said in said {
+            match said {
+                Ok(addressed) => {
+                    for addressed in addressed {
+                        // At the end of the server nobody takes it any more.
+                        drop(notes.send(addressed));
+                    }
+                }
                 Err(error) => {
                     tracing::warn!(%error, "other servers could not be told of somebody's presence");
                 }
@@ -113,8 +143,48 @@ pub(super) async fn run(
     }
 }
 
+/// What is to be said about news, and to whom.
+async fn hear(app: &App, pauses: &mut Pauses, news: News) -> Result<Vec<Addressed>> {
+    let (room, users, servers) = match news {
+        News::Presence(user) => return look(app, pauses, user).await,
+        News::Joined { room, user } => {
+            let servers = super::sender::joined(&room);
+            (room, vec![user], servers)
+        }
+        News::Came { room, name, server } => {
+            let users = room.seen().local.keys().copied().collect();
+            (room, users, vec![(name, server)])
+        }
+        _ => return Ok(Vec::new()),
+    };
+    let mut there = app.presence.present(app.clock.now());
+    let mut addressed = Vec::new();
+    for user in users {
+        if room.seen().local.contains_key(&user)
+            && let Some(view) = there.remove(&user)
+        {
+            addressed.push((note(app, user, &view).await?, servers.clone()));
+        }
+    }
+    Ok(addressed)
+}
+
 /// What is to be said about a user now, and to whom.
-async fn look(app: &App, pauses: &mut Pauses, user: UserNid) -> Result<Option<Addressed>> {
+async fn look(app: &App, pauses: &mut Pauses, user: UserNid) -> Result<Vec<Addressed>> {
+    let view = presence::view(app, user).await?;
+    let is_there = view.state != PresenceState::Offline;
+    if !pauses.changed(user, is_there, app.clock.now()) {
+        return Ok(Vec::new());
+    }
+    let servers = servers(app, user).await?;
+    if servers.is_empty() {
+        return Ok(Vec::new());
+    }
+    Ok(vec![(note(app, user, &view).await?, servers)])
+}
+
+/// How a user is, as it is sent.
+async fn note(app: &App, user: UserNid, view: &View) -> Result<Arc<Note>> {
     #[derive(Serialize)]
     struct Update<'a> {
         currently_active: bool,
@@ -124,24 +194,15 @@ async fn look(app: &App, pauses: &mut Pauses, user: UserNid) -> Result<Option<Ad
         status_msg: Option<&'a str>,
         user_id: &'a OwnedUserId,
     }
-    let view = presence::view(app, user).await?;
-    let now = app.clock.now();
-    if !pauses.changed(user, view.state != PresenceState::Offline, now) {
-        return Ok(None);
-    }
-    let servers = servers(app, user).await?;
-    if servers.is_empty() {
-        return Ok(None);
-    }
     let update = Update {
         currently_active: view.currently_active,
-        last_active_ago: view.last_active_ago(now).unwrap_or(0),
+        last_active_ago: view.last_active_ago(app.clock.now()).unwrap_or(0),
         presence: &view.state,
         status_msg: view.status_msg.as_deref(),
         user_id: &app.names.user_id(&app.db, user).await?,
     };
     let json = serde_json::to_string(&update).map_err(Error::internal)?;
-    Ok(Some((Arc::new(Note::Presence { user, json }), servers)))
+    Ok(Arc::new(Note::Presence { user, json }))
 }
 
 /// The servers that share a room with a user.
@@ -180,5 +241,20 @@ mod tests {
         assert!(pauses.changed(USER, false, PAUSE + 2));
         assert_eq!(pauses.next(2 * PAUSE + 2), None, "nothing new");
         assert!(pauses.said.is_empty() && pauses.ends.is_empty());
+    }
+
+    #[test]
+    fn that_somebody_is_there_is_said_again_before_others_forget_it() {
+        let mut pauses = Pauses::default();
+        assert!(pauses.changed(USER, true, 0));
+        assert_eq!(pauses.next(PAUSE), None);
+        assert_eq!(pauses.next(AGAIN - 1), None);
+        assert_eq!(pauses.next(AGAIN), Some(USER));
+        assert!(pauses.changed(USER, true, AGAIN));
+        assert!(
+            pauses.changed(USER, true, AGAIN + PAUSE),
+            "the pause is over"
+        );
+        assert_eq!(pauses.ends.len(), 1);
     }
 }

@@ -80,7 +80,7 @@ struct Sender {
     run: i64,
     count: u64,
     save_at: i64,
-    presence: mpsc::UnboundedSender<UserNid>,
+    presence: mpsc::UnboundedSender<News>,
 }
 
 /// Sends until the server ends. Then it writes down how far each destination has come; what was under way is sent again by
@@ -128,7 +128,7 @@ pub async fn run(app: Arc<App>) {
 }
 
 impl Sender {
-    fn new(app: Arc<App>, presence: mpsc::UnboundedSender<UserNid>) -> Self {
+    fn new(app: Arc<App>, presence: mpsc::UnboundedSender<News>) -> Self {
         let now = app.clock.now();
         Self {
             told: app.head(),
@@ -200,9 +200,9 @@ impl Sender {
     async fn hear(&mut self, news: News) {
         let note = match news {
             News::Event { room, event } => return self.event(&room, &event),
-            News::Presence(user) => {
+            News::Presence(_) | News::Joined { .. } | News::Came { .. } => {
                 // At the end of the server nobody takes it any more.
-                let _ = self.presence.send(user);
+                drop(self.presence.send(news));
                 return;
             }
             News::Heard(name) => return self.heard(&name),
@@ -472,7 +472,7 @@ impl Sender {
 }
 
 /// The servers that are in a room.
-fn joined(room: &Room) -> Vec<(OwnedServerName, ServerNid)> {
+pub(super) fn joined(room: &Room) -> Vec<(OwnedServerName, ServerNid)> {
     let seen = room.seen();
     let joined = seen.servers.iter().filter(|(_, server)| server.joined > 0);
     joined

@@ -135,6 +135,9 @@ async fn receipts(app: &App, origin: &ServerName, content: ReceiptContent) -> Re
 
 /// `m.presence`.
 async fn presence(app: &Arc<App>, origin: &ServerName, content: PresenceContent) -> Result<()> {
+    if !app.config.federation.presence {
+        return Ok(());
+    }
     for update in content.push.into_iter().take(USERS) {
         let Some(user) = user(app, origin, &update.user_id).await? else {
             continue;

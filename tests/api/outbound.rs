@@ -263,6 +263,46 @@ async fn presence_is_told_to_servers_that_share_a_room() {
 }
 
 #[tokio::test]
+async fn a_server_that_comes_into_a_room_learns_who_is_there() {
+    let server = TestServer::federated().await;
+    let Shared { alice, room, other } = Shared::start(&server).await;
+    let path = format!("/presence/{}/status", alice.id);
+    let body = json!({ "presence": "online", "status_msg": "here" });
+    alice.put(&path, body).await.ok();
+    edu(&other, "m.presence").await;
+    let second = FakeServer::start().await;
+    second.answers(Method::PUT, SEND, json!({ "pdus": {} }));
+    has_joined(&server, &room, &format!("@yan:{}", second.name)).await;
+    let content = edu(&second, "m.presence").await;
+    assert_eq!(content["push"][0]["status_msg"], "here");
+
+    let third = FakeServer::start().await;
+    third.answers(Method::PUT, SEND, json!({ "pdus": {} }));
+    let bob = server.register("bob").await;
+    let body = json!({ "preset": "public_chat" });
+    let public = bob.create_room(body).await;
+    has_joined(&server, &public, &format!("@xia:{}", third.name)).await;
+    alice.post(&format!("/join/{public}"), json!({})).await.ok();
+    let content = edu(&third, "m.presence").await;
+    assert_eq!(content["push"][0]["user_id"], alice.id);
+}
+
+#[tokio::test]
+async fn presence_is_not_told_where_that_is_turned_off() {
+    let server = TestServer::federated_with(|config| config.federation.presence = false).await;
+    let Shared { alice, room, other } = Shared::start(&server).await;
+    let path = format!("/presence/{}/status", alice.id);
+    alice.put(&path, json!({ "presence": "online" })).await.ok();
+    // What comes later is sent, so the presence was passed over.
+    alice.say(&room, "one").await;
+    message(&other, "one").await;
+    alice.say(&room, "two").await;
+    message(&other, "two").await;
+    let told = |request: &Recorded| request.body["edus"].to_string().contains("m.presence");
+    assert!(!other.recorded().iter().any(told));
+}
+
+#[tokio::test]
 async fn without_federation_nothing_is_sent() {
     let server = TestServer::federated_with(|config| config.federation.enabled = false).await;
     let Shared { alice, room, other } = Shared::start(&server).await;
