@@ -28,17 +28,18 @@ use crate::{
 const TYPING: Duration = Duration::from_secs(30);
 /// The longest status message that is kept, in bytes; the same as for local users.
 const STATUS_BYTES: usize = 1024;
-/// The most users, in all rooms together, whose receipts or presence are read from one EDU.
+/// The most users whose receipts and presence are read from one transaction: each costs a look into the database.
 const USERS: usize = 1000;
 
 /// Does what the EDUs of a transaction from `origin` say, as far as it is `origin`'s to say. What is not understood is
 /// passed over, and what fails fails alone.
 pub async fn receive(app: &Arc<App>, origin: &ServerName, edus: &[Raw<Edu>]) {
+    let mut left = USERS;
     for edu in edus {
         let done = match edu.deserialize() {
             Ok(Edu::Typing(content)) => typing(app, origin, &content).await,
-            Ok(Edu::Receipt(content)) => receipts(app, origin, content).await,
-            Ok(Edu::Presence(content)) => presence(app, origin, content).await,
+            Ok(Edu::Receipt(content)) => receipts(app, origin, content, &mut left).await,
+            Ok(Edu::Presence(content)) => presence(app, origin, content, &mut left).await,
             Ok(_) => Ok(()),
             Err(error) => {
                 tracing::debug!(server = %origin, %error, "an EDU cannot be read");
@@ -100,18 +101,23 @@ async fn typing(app: &Arc<App>, origin: &ServerName, content: &TypingContent) ->
 }
 
 /// `m.receipt`.
-async fn receipts(app: &App, origin: &ServerName, content: ReceiptContent) -> Result<()> {
-    let mut users = 0;
+async fn receipts(
+    app: &App,
+    origin: &ServerName,
+    content: ReceiptContent,
+    left: &mut usize,
+) -> Result<()> {
     for (room_id, ReceiptMap { read, .. }) in content.receipts {
+        if *left == 0 {
+            break;
+        }
+        *left -= 1;
         let Some(room) = open_room(app, origin, &room_id).await? else {
             continue;
         };
         let mut receipts = Vec::new();
-        for (user_id, said) in read {
-            users += 1;
-            if users > USERS {
-                break;
-            }
+        for (user_id, said) in read.into_iter().take(*left) {
+            *left -= 1;
             // The last one is the furthest, if there are several.
             let Some(event) = said.event_ids.into_iter().next_back() else {
                 continue;
@@ -134,11 +140,17 @@ async fn receipts(app: &App, origin: &ServerName, content: ReceiptContent) -> Re
 }
 
 /// `m.presence`.
-async fn presence(app: &Arc<App>, origin: &ServerName, content: PresenceContent) -> Result<()> {
+async fn presence(
+    app: &Arc<App>,
+    origin: &ServerName,
+    content: PresenceContent,
+    left: &mut usize,
+) -> Result<()> {
     if !app.config.federation.presence {
         return Ok(());
     }
-    for update in content.push.into_iter().take(USERS) {
+    for update in content.push.into_iter().take(*left) {
+        *left -= 1;
         let Some(user) = user(app, origin, &update.user_id).await? else {
             continue;
         };
