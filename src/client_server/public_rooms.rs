@@ -14,7 +14,10 @@ use ruma::{
         },
         federation::directory as federation,
     },
+    directory::PublicRoomsChunk,
+    room::JoinRuleKind,
 };
+use serde::Serialize;
 
 use crate::{
     app::App,
@@ -24,8 +27,7 @@ use crate::{
     remote,
     room::{
         aliases,
-        directory::{self, Query, token_after, token_before},
-        summary::Summary,
+        directory::{self, Page, Query, token_after, token_before},
     },
     storage,
 };
@@ -35,8 +37,8 @@ const DIRECTORY_BYTES: u64 = 4 << 20;
 
 pub(super) fn routes() -> Routes {
     Routes::new()
-        .add::<get_public_rooms::v3::Request, _, _>(get_public_rooms)
-        .add::<get_public_rooms_filtered::v3::Request, _, _>(get_public_rooms_filtered)
+        .json::<get_public_rooms::v3::Request, _, _, _>(get_public_rooms)
+        .json::<get_public_rooms_filtered::v3::Request, _, _, _>(get_public_rooms_filtered)
         .add::<get_room_visibility::v3::Request, _, _>(get_room_visibility)
         .filled::<set_room_visibility::v3::Request, _, _>(
             "visibility",
@@ -45,31 +47,69 @@ pub(super) fn routes() -> Routes {
         )
 }
 
+/// A page of a directory. Ruma leaves out the join rule of rooms that are open to all, which clients look for.
+#[derive(Serialize)]
+struct Directory {
+    chunk: Vec<Entry>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prev_batch: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_batch: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    total_room_count_estimate: Option<UInt>,
+}
+
+#[derive(Serialize)]
+struct Entry {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    join_rule: Option<JoinRuleKind>,
+    #[serde(flatten)]
+    room: PublicRoomsChunk,
+}
+
+impl From<PublicRoomsChunk> for Entry {
+    fn from(room: PublicRoomsChunk) -> Self {
+        let is_left_out = room.join_rule == JoinRuleKind::default();
+        Self {
+            join_rule: is_left_out.then(JoinRuleKind::default),
+            room,
+        }
+    }
+}
+
+impl From<Page> for Directory {
+    fn from(page: Page) -> Self {
+        let rooms = page.rooms.into_iter();
+        Self {
+            chunk: rooms.map(|room| room.chunk().into()).collect(),
+            prev_batch: page.before.map(token_before),
+            next_batch: page.after.map(token_after),
+            total_room_count_estimate: UInt::try_from(page.total).ok(),
+        }
+    }
+}
+
 /// `GET /_matrix/client/v3/publicRooms`
 async fn get_public_rooms(
     app: Arc<App>,
     call: Call<get_public_rooms::v3::Request>,
-) -> Result<get_public_rooms::v3::Response> {
+) -> Result<Directory> {
     let request = call.body;
     if let Some(server) = elsewhere(&app, request.server.as_deref()) {
         let mut asked = federation::get_public_rooms::v1::Request::new();
         (asked.limit, asked.since) = (request.limit, request.since);
         let told = remote::ask(&app, server, asked, DIRECTORY_BYTES).await?;
-        let mut response = get_public_rooms::v3::Response::new(told.chunk);
-        response.prev_batch = told.prev_batch;
-        response.next_batch = told.next_batch;
-        response.total_room_count_estimate = told.total_room_count_estimate;
-        return Ok(response);
+        return Ok(Directory {
+            chunk: told.chunk.into_iter().map(Entry::from).collect(),
+            prev_batch: told.prev_batch,
+            next_batch: told.next_batch,
+            total_room_count_estimate: told.total_room_count_estimate,
+        });
     }
     let query = Query::default();
     let (since, limit) = (request.since.as_deref(), request.limit);
     let page = directory::asked(&app, since, limit, &query).await?;
-    let mut response = get_public_rooms::v3::Response::new(Vec::new());
-    response.prev_batch = page.before.map(token_before);
-    response.next_batch = page.after.map(token_after);
-    response.total_room_count_estimate = UInt::try_from(page.total).ok();
-    response.chunk = page.rooms.into_iter().map(Summary::chunk).collect();
-    Ok(response)
+    Ok(page.into())
 }
 
 /// `POST /_matrix/client/v3/publicRooms`
@@ -78,29 +118,24 @@ async fn get_public_rooms(
 async fn get_public_rooms_filtered(
     app: Arc<App>,
     call: Call<get_public_rooms_filtered::v3::Request>,
-) -> Result<get_public_rooms_filtered::v3::Response> {
+) -> Result<Directory> {
     let request = call.body;
     if let Some(server) = elsewhere(&app, request.server.as_deref()) {
         let mut asked = federation::get_public_rooms_filtered::v1::Request::new();
         (asked.limit, asked.since) = (request.limit, request.since);
         (asked.filter, asked.room_network) = (request.filter, request.room_network);
         let told = remote::ask(&app, server, asked, DIRECTORY_BYTES).await?;
-        let mut response = get_public_rooms_filtered::v3::Response::new();
-        response.chunk = told.chunk;
-        response.prev_batch = told.prev_batch;
-        response.next_batch = told.next_batch;
-        response.total_room_count_estimate = told.total_room_count_estimate;
-        return Ok(response);
+        return Ok(Directory {
+            chunk: told.chunk.into_iter().map(Entry::from).collect(),
+            prev_batch: told.prev_batch,
+            next_batch: told.next_batch,
+            total_room_count_estimate: told.total_room_count_estimate,
+        });
     }
     let query = Query::from(request.filter);
     let (since, limit) = (request.since.as_deref(), request.limit);
     let page = directory::asked(&app, since, limit, &query).await?;
-    let mut response = get_public_rooms_filtered::v3::Response::new();
-    response.prev_batch = page.before.map(token_before);
-    response.next_batch = page.after.map(token_after);
-    response.total_room_count_estimate = UInt::try_from(page.total).ok();
-    response.chunk = page.rooms.into_iter().map(Summary::chunk).collect();
-    Ok(response)
+    Ok(page.into())
 }
 
 /// The server whose directory is asked for, if it is another one.

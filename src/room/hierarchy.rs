@@ -99,10 +99,16 @@ pub async fn walk(app: &App, user: UserNid, root: &RoomId, walk: Walk) -> Result
         return Err(Error::forbidden(format!("you may not look into {root}")));
     }
     let order = depth_first(&nodes, root, walk);
-    Ok(order
+    let mut nodes: Vec<_> = order
         .into_iter()
         .filter_map(|id| nodes.remove(&id))
-        .collect())
+        .collect();
+    if walk.suggested_only {
+        for node in &mut nodes {
+            node.children.retain(|child| child.suggested);
+        }
+    }
+    Ok(nodes)
 }
 
 impl Walk {

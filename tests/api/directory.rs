@@ -44,6 +44,7 @@ async fn published_rooms_are_listed_largest_first_and_paged_both_ways() {
     assert_eq!(names(&first), ["large", "middle"]);
     assert_eq!(first["total_room_count_estimate"], 4);
     assert_eq!(first["chunk"][0]["num_joined_members"], 3);
+    assert_eq!(first["chunk"][0]["join_rule"], "public");
     assert_eq!(first["chunk"][0]["room_id"], rooms[1]);
     assert_eq!(first["chunk"][0]["guest_can_join"], false);
     assert!(first.get("prev_batch").is_none());
