@@ -82,7 +82,7 @@ impl SigningKey {
         Ok(keys)
     }
 
-    fn parse_line(line: &str) -> Result<Self, &'static str> {
+    pub(crate) fn parse_line(line: &str) -> Result<Self, &'static str> {
         let mut parts = line.split_whitespace();
         let (Some(algorithm), Some(version), Some(seed), None) =
             (parts.next(), parts.next(), parts.next(), parts.next())

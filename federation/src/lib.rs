@@ -16,6 +16,7 @@
 //! | [`state_res`]    | which state holds where branches of a room meet               |
 //! | [`auth_graph`]   | what state resolution has to know of the auth chains          |
 //! | [`keys`]         | the server's signing key and its file format                  |
+//! | [`server_keys`]  | the documents with which servers publish their keys           |
 //! | [`request`]      | the `X-Matrix` authorization of requests                      |
 //! | [`name`]         | the steps from a server's name to where it is                 |
 //! | [`address_policy`] | which addresses are not connected to                        |
@@ -41,6 +42,7 @@ pub mod name;
 pub mod received;
 pub mod request;
 pub mod room_version;
+pub mod server_keys;
 pub mod state_res;
 
 pub use auth::{

@@ -7,6 +7,7 @@ mod keys;
 mod random_room;
 mod received;
 mod redaction;
+mod server_keys;
 mod state_res;
 
 use homing_federation::{Draft, SigningKey};
