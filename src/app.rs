@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use homing_federation::{Client, SigningKey};
+use homing_federation::{Client, SigningKey, server_keys::OwnKeys};
 use quick_cache::sync::Cache;
 use ruma::{OwnedEventId, OwnedServerName, RoomId, ServerName, UserId};
 use tokio_util::sync::CancellationToken;
@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     accounts::{Erased, Nonces},
     application_services::ApplicationServices,
-    auth::{Seen, Sessions},
+    auth::{Origins, Seen, Sessions},
     bus::Bus,
     clock::Clock,
     config::Config,
@@ -27,6 +27,7 @@ use crate::{
     rate_limit::Buckets,
     remote::Remote,
     rooms::{Room, Rooms},
+    server_keys::ServerKeys,
     storage::{Db, DeviceNid, Pos, RoomNid, UserNid},
     telemetry::Metrics,
     typing::Typing,
@@ -89,6 +90,14 @@ pub struct App {
     pub files: Files,
     /// The key that signs events and requests.
     pub signing_key: Arc<SigningKey>,
+    /// All keys of this server, that one among them.
+    pub own_keys: OwnKeys,
+    /// The keys of other servers.
+    pub server_keys: ServerKeys,
+    /// How many requests of other servers are being answered.
+    pub origins: Origins,
+    /// The memory for the bodies of their requests.
+    pub server_bodies: Bodies,
     /// What sends requests to other servers.
     pub federation: Client,
     /// The time.

@@ -3,6 +3,7 @@
 mod guests;
 mod known;
 mod seen;
+mod servers;
 
 use std::{future::Future, sync::Arc};
 
@@ -23,12 +24,14 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     app::App,
     error::{Error, Result},
+    http::Bodies,
     listen::ClientAddress,
     log::Change,
     storage::{self, DeviceNid, UserNid},
 };
 pub use known::Sessions;
 pub use seen::Seen;
+pub use servers::{Origin, Origins};
 
 /// The local user, on one of their devices, that a request comes from.
 #[derive(Clone, Debug)]
@@ -193,8 +196,21 @@ pub trait Authenticate: AuthScheme {
     /// Whether it is known who that is.
     fn is_known(who: &Self::Who) -> bool;
 
-    /// Finds out who sent the request.
+    /// Finds out who sent the request, before its body is read.
     fn authenticate(app: &App, parts: &Parts) -> impl Future<Output = Result<Self::Who>> + Send;
+
+    /// The memory for the bodies of such requests.
+    fn bodies(app: &App) -> &Bodies {
+        &app.bodies
+    }
+
+    /// Checks what cannot be known without the body, which is one JSON object or nothing.
+    ///
+    /// # Errors
+    /// If the request does not come from who it seemed.
+    fn confirm(_: &App, _: &mut Self::Who, _: &Parts, _: &[u8]) -> Result<()> {
+        Ok(())
+    }
 }
 
 impl Authenticate for NoAuthentication {

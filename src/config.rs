@@ -285,6 +285,9 @@ pub struct Federation {
     pub ca_file: Option<PathBuf>,
     /// Whether other servers and this one tell each other who is online.
     pub presence: bool,
+    /// Servers that are asked for the keys of those that do not answer, and
+    /// believed.
+    pub key_servers: Vec<OwnedServerName>,
 }
 
 impl Default for Federation {
@@ -294,6 +297,7 @@ impl Default for Federation {
             allow_addresses: Vec::new(),
             ca_file: None,
             presence: true,
+            key_servers: Vec::new(),
         }
     }
 }

@@ -336,13 +336,15 @@ where
     A: Future<Output = Result<O>>,
 {
     let (parts, body) = request.into_parts();
-    let requester = R::Authentication::authenticate(&app, &parts).await?;
+    let mut requester = R::Authentication::authenticate(&app, &parts).await?;
     let limit = if R::Authentication::is_known(&requester) {
         limit
     } else {
         limit.min(bodies::FREE)
     };
-    let (raw, _share) = app.bodies.read(body, limit).await?;
+    let bodies = R::Authentication::bodies(&app);
+    let (raw, _share) = bodies.read(body, limit).await?;
+    R::Authentication::confirm(&app, &mut requester, &parts, &raw)?;
     let body = parse::<R>(&parts, &params, &raw)?;
     let call = Call {
         body,

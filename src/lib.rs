@@ -36,6 +36,7 @@ pub mod remote;
 pub mod room;
 pub mod rooms;
 pub mod server;
+pub mod server_keys;
 pub mod server_server;
 pub mod sessions;
 pub mod storage;

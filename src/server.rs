@@ -9,7 +9,7 @@ use std::{
 };
 
 use axum::{Router, middleware};
-use homing_federation::SigningKey;
+use homing_federation::{SigningKey, server_keys::OwnKeys};
 use http::{HeaderName, Method, header};
 use quick_cache::sync::Cache;
 use ruma::{OwnedServerName, OwnedUserId};
@@ -25,7 +25,7 @@ use crate::{
     admin,
     app::App,
     application_services::ApplicationServices,
-    auth::{Seen, Sessions},
+    auth::{Origins, Seen, Sessions},
     bus::Bus,
     client_server,
     clock::Clock,
@@ -48,6 +48,8 @@ use crate::{
     remote::Remote,
     room::membership,
     rooms::Rooms,
+    server_keys::{self, ServerKeys},
+    server_server,
     storage::{self, Claim, Db},
     telemetry::{Metrics, Queue},
     typing::Typing,
@@ -181,6 +183,7 @@ impl Server {
         tasks.spawn(upkeep::run(Arc::clone(&app)));
         tasks.spawn(presence::run(Arc::clone(&app)));
         tasks.spawn(outbound::run(Arc::clone(&app)));
+        tasks.spawn(server_keys::run(Arc::clone(&app)));
         tasks.spawn(finish(Arc::clone(&app)));
         tasks.close();
         let claim = tokio::spawn(keep_claim(Arc::clone(&app), claim));
@@ -221,7 +224,9 @@ fn database(config: &Config) -> impl Fn(storage::Error) -> StartError + Copy + u
 /// If the data directory or the database cannot be used, or the database is that of a server with another name.
 pub async fn open(config: Config) -> Result<Arc<App>, StartError> {
     let opening = wait_for_turn(&config.data_dir.join("homing.opening"))?;
-    let signing_key = Arc::new(signing_key(&config.data_dir.join("signing.key"))?);
+    let own_keys = own_keys(&config.data_dir.join("signing.key"))?;
+    let signing_key = own_keys.signing.first().map(Arc::clone);
+    let signing_key = signing_key.ok_or_else(|| Error::internal("there is no key to sign with"))?;
     let federation = federation::client(&config, Arc::clone(&signing_key))?;
     let connections = config
         .database
@@ -274,6 +279,10 @@ pub async fn open(config: Config) -> Result<Arc<App>, StartError> {
         uiaa: Uiaa::default(),
         remote: Remote::default(),
         signing_key,
+        own_keys,
+        server_keys: ServerKeys::default(),
+        origins: Origins::default(),
+        server_bodies: Bodies::default(),
         federation,
         clock: Clock::default(),
         metrics,
@@ -404,10 +413,11 @@ fn router(app: &Arc<App>) -> Router {
             }
         })
     };
-    let router = client_server::routes()
-        .merge(admin::routes())
-        .into_router(Arc::clone(app))
-        .merge(health);
+    let mut routes = client_server::routes().merge(admin::routes());
+    if app.config.federation.enabled {
+        routes = routes.merge(server_server::routes());
+    }
+    let router = routes.into_router(Arc::clone(app)).merge(health);
     around(router, &app.metrics)
 }
 
@@ -457,8 +467,8 @@ fn cors() -> CorsLayer {
         .max_age(Duration::from_hours(24))
 }
 
-/// Reads the server's signing key, and makes it at the first start.
-fn signing_key(path: &Path) -> Result<SigningKey, StartError> {
+/// Reads the keys of this server, and makes one at the first start.
+fn own_keys(path: &Path) -> Result<OwnKeys, StartError> {
     let name = path.display().to_string();
     let files = |error| StartError::Files {
         path: name.clone(),
@@ -477,16 +487,9 @@ fn signing_key(path: &Path) -> Result<SigningKey, StartError> {
             .and_then(|()| file.sync_all())
             .map_err(files)?;
         std::fs::rename(&draft, path).map_err(files)?;
-        return Ok(key);
     }
     let text = std::fs::read_to_string(path).map_err(files)?;
-    let keys = SigningKey::parse_file(&text);
-    let first = keys.map(|keys| keys.into_iter().next());
-    match first {
-        Ok(Some(key)) => Ok(key),
-        Ok(None) => Err(files(std::io::Error::other("there is no key in it"))),
-        Err(error) => Err(StartError::SigningKey { path: name, error }),
-    }
+    OwnKeys::parse(&text).map_err(|error| StartError::SigningKey { path: name, error })
 }
 
 /// Finishes what the end of the last run has cut off.

@@ -32,6 +32,7 @@ const FLOORS: &[&[&str]] = &[
         "rate_limit",
         "remote",
         "rooms",
+        "server_keys",
         "sessions",
         "token",
         "typing",

@@ -45,6 +45,8 @@ mod rooms;
 mod search;
 mod send;
 mod send_cost;
+mod server_authentication;
+mod server_keys;
 mod session_ends;
 mod shared_secret;
 mod spaces;
