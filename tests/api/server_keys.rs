@@ -21,6 +21,9 @@ const OWN: &str = "/_matrix/key/v2/server";
 const QUERY: &str = "/_matrix/key/v2/query";
 const HOUR: Duration = Duration::from_hours(1);
 
+/// What makes a good document a bad one, with another server and a key that is nobody's.
+type Change = fn(&mut Value, &FakeServer, &SigningKey);
+
 async fn find(app: &App, server: &ServerName, key: &SigningKey) -> Keys {
     let wanted = Wanted::from([(server.to_owned(), HashSet::from([key.id().to_owned()]))]);
     server_keys::find(app, wanted, app.clock.now())
@@ -132,7 +135,6 @@ async fn a_server_that_does_not_answer_is_left_alone_for_a_while() {
 async fn what_is_not_signed_by_its_server_is_not_believed() {
     let other = FakeServer::start().await;
     let stranger = SigningKey::generate(&mut rand::rng());
-    type Change = fn(&mut Value, &FakeServer, &SigningKey);
     let changes: [Change; 4] = [
         |document, _, _| document["valid_until_ts"] = json!(9_000_000_000_000_u64),
         |document, other, _| *document = other.key_document(&other.key, in_a_day()),

@@ -9,6 +9,9 @@ use serde_json::{Value, json};
 
 const NOW: i64 = 1_700_000_000_000;
 
+/// What makes a good document a bad one.
+type Change = fn(&mut Value);
+
 fn name() -> &'static ServerName {
     server_name!("a.example")
 }
@@ -127,18 +130,18 @@ fn documents_are_the_servers_own_word() {
     json["signatures"]["a.example"]["ed25519:b"] = json!("A".repeat(86));
     assert!(json.to_string().contains(&wrong));
     cases.push(("one of two is wrong", json.to_string().into_bytes()));
-    let changes: [(&str, fn(&mut Value)); 9] = [
+    let changes: [(&str, Change); 9] = [
         ("another server", |json| {
-            json["server_name"] = json!("b.example")
+            json["server_name"] = json!("b.example");
         }),
         ("no server", |json| json["server_name"] = json!(null)),
         ("no time", |json| json["valid_until_ts"] = json!("soon")),
         ("no keys", |json| json["verify_keys"] = json!([])),
         ("a key that is none", |json| {
-            json["verify_keys"]["ed25519:x"] = json!({ "key": "AAAA" })
+            json["verify_keys"]["ed25519:x"] = json!({ "key": "AAAA" });
         }),
         ("a key that is no text", |json| {
-            json["verify_keys"]["ed25519:x"] = json!({ "key": 1 })
+            json["verify_keys"]["ed25519:x"] = json!({ "key": 1 });
         }),
         ("old without a time", |json| {
             json["old_verify_keys"]["ed25519:x"] = json!({ "key": "A".repeat(43) });
