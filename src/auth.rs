@@ -31,7 +31,7 @@ use crate::{
 };
 pub use known::Sessions;
 pub use seen::Seen;
-pub use servers::{Origin, Origins};
+pub use servers::{Origin, Origins, Place};
 
 /// The local user, on one of their devices, that a request comes from.
 #[derive(Clone, Debug)]
@@ -204,12 +204,13 @@ pub trait Authenticate: AuthScheme {
         &app.bodies
     }
 
-    /// Checks what cannot be known without the body, which is one JSON object or nothing.
+    /// Checks what cannot be known without the body, which is one JSON object or nothing. Answers the place that the
+    /// request takes among those of its origin, until it is answered.
     ///
     /// # Errors
     /// If the request does not come from who it seemed.
-    fn confirm(_: &App, _: &mut Self::Who, _: &Parts, _: &[u8]) -> Result<()> {
-        Ok(())
+    fn confirm(_: &App, _: &Self::Who, _: &Parts, _: &[u8]) -> Result<Option<Place>> {
+        Ok(None)
     }
 }
 

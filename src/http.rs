@@ -336,7 +336,7 @@ where
     A: Future<Output = Result<O>>,
 {
     let (parts, body) = request.into_parts();
-    let mut requester = R::Authentication::authenticate(&app, &parts).await?;
+    let requester = R::Authentication::authenticate(&app, &parts).await?;
     let limit = if R::Authentication::is_known(&requester) {
         limit
     } else {
@@ -344,7 +344,7 @@ where
     };
     let bodies = R::Authentication::bodies(&app);
     let (raw, _share) = bodies.read(body, limit).await?;
-    R::Authentication::confirm(&app, &mut requester, &parts, &raw)?;
+    let _place = R::Authentication::confirm(&app, &requester, &parts, &raw)?;
     let body = parse::<R>(&parts, &params, &raw)?;
     let call = Call {
         body,

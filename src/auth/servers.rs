@@ -40,16 +40,15 @@ pub struct Origin {
     pub server: OwnedServerName,
     /// The signatures that it has made, with their keys.
     signatures: Vec<(VerifyKey, Vec<u8>)>,
-    /// Its place among the requests that are being answered.
-    place: Option<Place>,
 }
 
 /// How many requests of each server are being answered.
 #[derive(Clone, Debug, Default)]
 pub struct Origins(Arc<Mutex<HashMap<OwnedServerName, usize>>>);
 
+/// The place of a request among those that are being answered.
 #[derive(Debug)]
-struct Place {
+pub struct Place {
     origins: Origins,
     server: OwnedServerName,
 }
@@ -130,14 +129,10 @@ impl Authenticate for ServerSignatures {
         if signatures.is_empty() {
             return Err(unauthorized(format!("cannot find that key of {server}")));
         }
-        Ok(Origin {
-            server,
-            signatures,
-            place: None,
-        })
+        Ok(Origin { server, signatures })
     }
 
-    fn confirm(app: &App, origin: &mut Origin, parts: &Parts, body: &[u8]) -> Result<()> {
+    fn confirm(app: &App, origin: &Origin, parts: &Parts, body: &[u8]) -> Result<Option<Place>> {
         let uri = parts.uri.path_and_query();
         let target = Target {
             method: &parts.method,
@@ -152,9 +147,9 @@ impl Authenticate for ServerSignatures {
                 origin.server
             )));
         }
-        origin.place = Some(app.origins.enter(&origin.server)?);
+        let place = app.origins.enter(&origin.server)?;
         app.bus.outgoing.heard_from(&origin.server);
-        Ok(())
+        Ok(Some(place))
     }
 }
 
