@@ -1,0 +1,57 @@
+//! "Published Room Directory".
+
+use std::sync::Arc;
+
+use ruma::{
+    UInt,
+    api::federation::directory::{get_public_rooms, get_public_rooms_filtered},
+};
+
+use crate::{
+    app::App,
+    error::Result,
+    http::{Call, Routes},
+    room::{
+        directory::{self, Query, token_after, token_before},
+        summary::Summary,
+    },
+};
+
+pub(super) fn routes() -> Routes {
+    Routes::new()
+        .add::<get_public_rooms::v1::Request, _, _>(get_public_rooms)
+        .add::<get_public_rooms_filtered::v1::Request, _, _>(get_public_rooms_filtered)
+}
+
+/// `GET /_matrix/federation/v1/publicRooms`
+async fn get_public_rooms(
+    app: Arc<App>,
+    call: Call<get_public_rooms::v1::Request>,
+) -> Result<get_public_rooms::v1::Response> {
+    let request = call.body;
+    let (since, limit) = (request.since.as_deref(), request.limit);
+    let page = directory::asked(&app, since, limit, &Query::default()).await?;
+    let mut response = get_public_rooms::v1::Response::new();
+    response.prev_batch = page.before.map(token_before);
+    response.next_batch = page.after.map(token_after);
+    response.total_room_count_estimate = UInt::try_from(page.total).ok();
+    response.chunk = page.rooms.into_iter().map(Summary::chunk).collect();
+    Ok(response)
+}
+
+/// `POST /_matrix/federation/v1/publicRooms`
+async fn get_public_rooms_filtered(
+    app: Arc<App>,
+    call: Call<get_public_rooms_filtered::v1::Request>,
+) -> Result<get_public_rooms_filtered::v1::Response> {
+    let request = call.body;
+    let (since, limit) = (request.since.as_deref(), request.limit);
+    let query = Query::from(request.filter);
+    let page = directory::asked(&app, since, limit, &query).await?;
+    let mut response = get_public_rooms_filtered::v1::Response::new();
+    response.prev_batch = page.before.map(token_before);
+    response.next_batch = page.after.map(token_after);
+    response.total_room_count_estimate = UInt::try_from(page.total).ok();
+    response.chunk = page.rooms.into_iter().map(Summary::chunk).collect();
+    Ok(response)
+}
