@@ -203,7 +203,7 @@ async fn directories_of_other_servers_are_read() {
 
 #[tokio::test]
 async fn tokens_for_others_name_their_user() {
-    let server = TestServer::start().await;
+    let server = TestServer::federated().await;
     let alice = server.register("alice").await;
     let path = format!("/user/{}/openid/request_token", alice.id);
     let token = alice.post(&path, json!({})).await.ok();
