@@ -81,6 +81,11 @@ fn received_events() {
 }
 
 #[test]
+fn documents_of_keys() {
+    try_all("key_document", targets::key_document);
+}
+
+#[test]
 fn filters() {
     try_all("filter", targets::filter);
 }

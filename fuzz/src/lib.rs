@@ -6,7 +6,9 @@ use homing::{filter::parse, token::Token};
 use homing_federation::{
     Draft, Error, Pdu, SigningKey, Unverified, auth_types_for_event, authorize,
     received::{MAX_RECEIVED_BYTES, is_signed_by, room_id_of, sign_received},
-    redact, room_version, strict_json,
+    redact, room_version,
+    server_keys::{KeyDocument, MAX_KEYS},
+    strict_json,
 };
 use ruma::{
     CanonicalJsonObject, CanonicalJsonValue, EventId, MilliSecondsSinceUnixEpoch, RoomId,
@@ -186,6 +188,39 @@ fn countersign(pdu: &Pdu, rules: &RoomVersionRules) {
         }
         Err(error) => assert!(matches!(error, Error::TooLarge { .. }), "{error}"),
     }
+}
+
+/// Reads `data` as another server's document of keys, and as it would be if it were signed with the key of these tests:
+/// most documents are refused for their signature alone.
+pub fn key_document(data: &[u8]) {
+    let server = server_name!("a.test");
+    let _ = KeyDocument::parse(data, server);
+    let Ok(mut object) = strict_json(data) else {
+        return;
+    };
+    let key = SigningKey::parse_file(KEY).expect("a key").remove(0);
+    if let Some(CanonicalJsonValue::Object(keys)) = object.get_mut("verify_keys") {
+        let public = CanonicalJsonValue::String(key.public_key());
+        let entry = CanonicalJsonObject::from([("key".to_owned(), public)]);
+        keys.insert(key.id().to_owned(), CanonicalJsonValue::Object(entry));
+    }
+    object.remove("signatures");
+    key.sign_json(server, &mut object)
+        .expect("an object is signed");
+    let text = serde_json::to_vec(&object).expect("JSON");
+    let Ok(document) = KeyDocument::parse(&text, server) else {
+        return;
+    };
+    assert_eq!(document.json.as_bytes(), text);
+    assert_eq!(document.verify_keys.get(key.id()), Some(&key.verify_key()));
+    assert!(document.verify_keys.len() + document.old_verify_keys.len() <= MAX_KEYS);
+    let notary = server_name!("b.test");
+    let answer = document
+        .countersigned(notary, &key)
+        .expect("a notary signs it");
+    let answer = KeyDocument::parse(answer.as_bytes(), server).expect("a notary's answer is read");
+    assert!(answer.is_signed_by(notary, key.id(), &key.verify_key()));
+    assert_eq!(answer.valid_until, document.valid_until);
 }
 
 /// Reads `data` as a filter. What is read can be stored and read again.
