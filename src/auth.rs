@@ -31,7 +31,7 @@ use crate::{
 };
 pub use known::Sessions;
 pub use seen::Seen;
-pub use servers::{Origin, Origins, Place};
+pub use servers::{Origin, Origins, Place, server};
 
 /// The local user, on one of their devices, that a request comes from.
 #[derive(Clone, Debug)]

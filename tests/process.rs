@@ -427,6 +427,19 @@ fn bad_settings_stop_every_command_that_needs_them() {
         "{error}"
     );
 
+    std::fs::write(folder.path().join("ca.pem"), "nothing").unwrap();
+    for file in ["ca.pem", "missing.pem"] {
+        let output = run(homing(&folder)
+            .arg("check-config")
+            .env("HOMING_FEDERATION__CA_FILE", file));
+        assert_eq!(output.status.code(), Some(1));
+        let error = text(&output.stderr);
+        assert!(
+            error.contains("federation.ca_file") && error.contains(file),
+            "{error}"
+        );
+    }
+
     let tls = "[[listeners]]\ntls = true\ncert = \"none.pem\"\nkey = \"none.pem\"\n";
     std::fs::write(folder.path().join("tls.toml"), tls).unwrap();
     let output = run(homing(&folder)

@@ -153,6 +153,17 @@ impl Authenticate for ServerSignatures {
     }
 }
 
+/// The server that a request with this body comes from, for handlers that read requests themselves. The place is to be
+/// kept until the request is answered.
+///
+/// # Errors
+/// 401 `M_UNAUTHORIZED` if no server has signed it, and 429 if that server has too many requests under way.
+pub async fn server(app: &App, parts: &Parts, body: &[u8]) -> Result<(Origin, Option<Place>)> {
+    let origin = ServerSignatures::authenticate(app, parts).await?;
+    let place = ServerSignatures::confirm(app, &origin, parts, body)?;
+    Ok((origin, place))
+}
+
 /// What the `Authorization` headers of the scheme say.
 fn authorizations(parts: &Parts) -> Result<Vec<Authorization>> {
     let mut said = Vec::new();
