@@ -26,10 +26,12 @@ use crate::{
     presence::Presence,
     rate_limit::Buckets,
     remote::Remote,
+    room::receive::staging::Staging,
     rooms::{Room, Rooms},
     server_keys::ServerKeys,
     storage::{Db, DeviceNid, Pos, RoomNid, UserNid},
     telemetry::Metrics,
+    turns::Turns,
     typing::Typing,
     uiaa::Uiaa,
 };
@@ -72,6 +74,10 @@ pub struct App {
     pub presence: Presence,
     /// When devices were seen, not yet written.
     pub seen: Seen,
+    /// Events of other servers that wait for what they rest on.
+    pub staging: Staging,
+    /// One transaction of each other server is worked on at a time.
+    pub transactions: Turns<OwnedServerName>,
     /// What hashes passwords.
     pub passwords: Passwords,
     /// How often who did what.

@@ -52,8 +52,8 @@ pub enum Effect {
     State {
         /// The room.
         room: Arc<Room>,
-        /// What holds now; `None` where nothing does any more.
-        changes: Vec<(Key, Option<Arc<Event>>)>,
+        /// What holds now; `None` where nothing does any more. Without it, nothing is as it was.
+        changes: Option<Vec<(Key, Option<Arc<Event>>)>>,
         /// The position of the change.
         at: Position,
     },
@@ -400,8 +400,13 @@ impl Bus {
             Effect::State { room, changes, at } => {
                 let pos = at.after(first);
                 let mut seen = room.seen_mut();
-                for (key, event) in changes {
-                    seen.set_state(key, event);
+                match changes {
+                    Some(changes) => {
+                        for (key, event) in changes {
+                            seen.set_state(key, event);
+                        }
+                    }
+                    None => seen.forget_state(),
                 }
                 seen.start_anew(pos);
                 self.each(&seen.local, told, |feed| feed.room_changed(room.nid, pos));
@@ -414,6 +419,7 @@ impl Bus {
             } => {
                 let mut seen = room.seen_mut();
                 seen.version = row.version;
+                seen.max_depth = row.max_depth;
                 seen.joined_count = row.joined_count;
                 seen.invited_count = row.invited_count;
                 seen.unread_idx = row.unread_idx;

@@ -43,6 +43,7 @@ pub mod storage;
 pub mod sync;
 pub mod telemetry;
 pub mod token;
+pub mod turns;
 pub mod typing;
 pub mod uiaa;
 pub mod upkeep;

@@ -248,6 +248,7 @@ impl Names {
     /// The nids of those pairs that have one.
     pub async fn find_keys(&self, db: &Db, keys: &[Key]) -> Result<HashMap<Key, KeyNid>> {
         let mut found = HashMap::new();
+        let wanted: HashSet<&Key> = keys.iter().collect();
         let (mut types, mut state_keys) = (Vec::new(), Vec::new());
         for key in keys {
             match self.keys.get(key) {
@@ -266,7 +267,7 @@ impl Names {
             for (event_type, state_key, nid) in names::keys(db, types, state_keys).await? {
                 let key: Key = (event_type.into(), state_key.into());
                 self.keep_key(&key, nid);
-                if keys.contains(&key) {
+                if wanted.contains(&key) {
                     found.insert(key, nid);
                 }
             }

@@ -9,8 +9,10 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
         atomic::{AtomicI64, Ordering},
     },
+    time::Instant,
 };
 
+use homing_federation::auth_graph::AuthGraph;
 use quick_cache::{Weighter, sync::Cache};
 use ruma::{
     OwnedEventId, OwnedRoomId, OwnedServerName, RoomId, RoomVersionId,
@@ -71,6 +73,12 @@ pub struct Room {
     pub room_type: Option<String>,
     /// Where the room stands for who changes it; `None` until first asked for, and after a change failed.
     pub head: tokio::sync::Mutex<Option<Head>>,
+    /// Held by who joins the room through another server.
+    pub joining: tokio::sync::Mutex<()>,
+    /// Held by who fetches history of the room from other servers; when nobody could help last.
+    pub history: tokio::sync::Mutex<Option<Instant>>,
+    /// Which events allow which, as far as resolving the room's state had to know.
+    pub auth_graph: tokio::sync::Mutex<AuthGraph<EventNid>>,
     seen: RwLock<Seen>,
 }
 
@@ -139,6 +147,8 @@ impl Head {
 pub struct Seen {
     /// The version of the head that was committed last.
     pub version: i64,
+    /// The depth of the deepest event; 0 of a room that this server was never in.
+    pub max_depth: i64,
     /// How many have joined.
     pub joined_count: i64,
     /// How many are invited.
@@ -189,6 +199,7 @@ impl Room {
         })?;
         let seen = Seen {
             version: row.head.version,
+            max_depth: row.head.max_depth,
             joined_count: row.head.joined_count,
             invited_count: row.head.invited_count,
             unread_idx: row.head.unread_idx,
@@ -208,8 +219,17 @@ impl Room {
             rules,
             room_type: row.room_type.clone(),
             head: tokio::sync::Mutex::new(None),
+            joining: tokio::sync::Mutex::default(),
+            history: tokio::sync::Mutex::default(),
+            auth_graph: tokio::sync::Mutex::default(),
             seen: RwLock::new(seen),
         })
+    }
+
+    /// Whether this server is in the room: somebody here has joined it, or nobody elsewhere ever did.
+    pub fn is_here(&self) -> bool {
+        let seen = self.seen();
+        !seen.local.is_empty() || (seen.servers.is_empty() && seen.max_depth > 0)
     }
 
     /// What is committed. Not to be held across an await.
@@ -278,6 +298,13 @@ impl Seen {
     pub(crate) fn set_state(&mut self, key: Key, event: Option<Arc<Event>>) {
         self.state_changes += 1;
         self.keep_state(key, event);
+    }
+
+    /// Forgets what is known of the state.
+    pub(crate) fn forget_state(&mut self) {
+        self.state_changes += 1;
+        self.state.clear();
+        self.state_bytes = 0;
     }
 
     /// Forgets the latest events: what they did to the state is not all that has become of it up to `pos`.

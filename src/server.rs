@@ -46,12 +46,16 @@ use crate::{
     presence::{self, Presence},
     rate_limit::Buckets,
     remote::Remote,
-    room::membership,
+    room::{
+        self, membership,
+        receive::staging::{self, Staging},
+    },
     rooms::Rooms,
     server_keys::{self, ServerKeys},
     server_server,
     storage::{self, Claim, Db},
     telemetry::{Metrics, Queue},
+    turns::Turns,
     typing::Typing,
     uiaa::Uiaa,
     upkeep,
@@ -271,6 +275,8 @@ pub async fn open(config: Config) -> Result<Arc<App>, StartError> {
         typing: Typing::default(),
         presence: Presence::default(),
         seen: Seen::default(),
+        staging: Staging::default(),
+        transactions: Turns::default(),
         passwords: Passwords::default(),
         buckets: Buckets::default(),
         nonces: Nonces::default(),
@@ -495,6 +501,12 @@ fn own_keys(path: &Path) -> Result<OwnKeys, StartError> {
 /// Finishes what the end of the last run has cut off.
 async fn finish(app: Arc<App>) {
     let work = async {
+        if let Err(error) = room::remote::clear_unfinished(&app).await {
+            tracing::error!(%error, "joins that were cut off have left something behind");
+        }
+        if let Err(error) = staging::resume(&app).await {
+            tracing::error!(%error, "events that wait cannot be gone on with");
+        }
         if let Err(error) = membership::finish_deactivations(&app).await {
             tracing::error!(%error, "deactivated users are still in rooms; the next start tries again");
         }

@@ -7,10 +7,12 @@ pub mod edus;
 mod event_auth;
 mod events;
 pub mod keys;
+mod membership;
 mod openid;
 mod public_rooms;
 mod query;
 mod spaces;
+mod transactions;
 
 use crate::http::Routes;
 
@@ -24,8 +26,10 @@ pub fn routes() -> Routes {
         .merge(event_auth::routes())
         .merge(events::routes())
         .merge(keys::routes())
+        .merge(membership::routes())
         .merge(openid::routes())
         .merge(public_rooms::routes())
         .merge(query::routes())
         .merge(spaces::routes())
+        .merge(transactions::routes())
 }

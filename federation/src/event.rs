@@ -24,6 +24,7 @@ use crate::{Error, room_version};
 /// An event of a room.
 ///
 /// The fields are there to be read; an event that differs in any of them is another event.
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct Pdu {
     /// The id: `$` and the reference hash of the event.

@@ -15,24 +15,19 @@ CREATE TABLE backward_extremity (
     PRIMARY KEY (room_nid, event_id)
 ) WITHOUT ROWID;
 
--- Before the event at pos something is missing that has happened since the event before it here.
-CREATE TABLE timeline_gap (
-    room_nid BIGINT NOT NULL,
-    pos BIGINT NOT NULL,
-    PRIMARY KEY (room_nid, pos)
-) WITHOUT ROWID;
-
 -- Events whose signatures are good, which the sender was told have arrived, and which have not found their place yet.
+-- nid: in the order in which they have come. attempts, next_ts: how often it was tried in vain, and when to try again.
 CREATE TABLE inbound_pdu (
-    nid INTEGER PRIMARY KEY,
     room_nid BIGINT NOT NULL,
     event_id TEXT NOT NULL,
+    nid BIGINT NOT NULL,
     origin TEXT NOT NULL,
     json TEXT NOT NULL,
-    ts BIGINT NOT NULL
+    ts BIGINT NOT NULL,
+    attempts BIGINT NOT NULL,
+    next_ts BIGINT NOT NULL,
+    PRIMARY KEY (room_nid, event_id)
 );
-
-CREATE UNIQUE INDEX inbound_pdu_event ON inbound_pdu (room_nid, event_id);
 
 -- Events that relate to another which has not come yet: how (redactions: empty), and which they are.
 CREATE TABLE early_relation (

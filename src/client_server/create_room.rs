@@ -1,6 +1,9 @@
 //! "Rooms", "Creation".
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+};
 
 use homing_federation::{json::strict_json, room_version};
 use ruma::{
@@ -62,11 +65,6 @@ async fn create_room(app: Arc<App>, call: Call<Request>) -> Result<Response> {
             message,
         ));
     }
-    if let Some(stranger) = request.invite.iter().find(|user| !app.is_local(user)) {
-        return Err(Error::forbidden(format!(
-            "{stranger} is on another server, which is out of reach yet"
-        )));
-    }
     let version = request
         .room_version
         .clone()
@@ -102,7 +100,13 @@ async fn create_room(app: Arc<App>, call: Call<Request>) -> Result<Response> {
         alias,
         published,
     };
-    let room = create::create(&app, &Sender::of(requester), new).await?;
+    let sender = Sender::of(requester);
+    let room = create::create(&app, &sender, new).await?;
+    let strangers: BTreeSet<_> = request.invite.iter().collect();
+    for user in strangers.into_iter().filter(|user| !app.is_local(user)) {
+        let invite = invite(&app, user, request.is_direct).await?;
+        membership::invite_remote(&app, &room, &sender, user, invite).await?;
+    }
     Ok(Response::new(room.id.clone()))
 }
 
@@ -222,7 +226,8 @@ async fn first_events(
         events.push(NewEvent::state(StateEventType::RoomTopic, "", content));
     }
     let mut invited = HashSet::new();
-    for user in request.invite.iter().filter(|user| invited.insert(*user)) {
+    let local = request.invite.iter().filter(|user| app.is_local(user));
+    for user in local.filter(|user| invited.insert(*user)) {
         events.push(invite(app, user, request.is_direct).await?);
     }
     Ok(events)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use homing_federation::json::strict_json;
 use http::StatusCode;
 use ruma::{
-    CanonicalJsonObject, OwnedRoomId, OwnedServerName, RoomOrAliasId,
+    CanonicalJsonObject, OwnedRoomId, OwnedServerName, RoomId, RoomOrAliasId,
     api::{
         client::{
             knock::knock_room,
@@ -55,9 +55,9 @@ async fn join_room_by_id(
     call: Call<join_room_by_id::v3::Request>,
 ) -> Result<join_room_by_id::v3::Response> {
     rate_limit::check(&app, Class::Joins, &call.requester)?;
-    let room = app.room(&call.body.room_id).await?;
-    join(&app, &room, &call.requester, call.body.reason, &call.raw).await?;
-    Ok(join_room_by_id::v3::Response::new(room.id.clone()))
+    let (id, reason) = (call.body.room_id, call.body.reason);
+    join(&app, &id, &[], &call.requester, reason, &call.raw).await?;
+    Ok(join_room_by_id::v3::Response::new(id))
 }
 
 /// `POST /_matrix/client/v3/join/{roomIdOrAlias}`
@@ -66,21 +66,35 @@ async fn join_room_by_id_or_alias(
     call: Call<join_room_by_id_or_alias::v3::Request>,
 ) -> Result<join_room_by_id_or_alias::v3::Response> {
     rate_limit::check(&app, Class::Joins, &call.requester)?;
-    let room = find(&app, &call.body.room_id_or_alias).await?;
-    join(&app, &room, &call.requester, call.body.reason, &call.raw).await?;
-    Ok(join_room_by_id_or_alias::v3::Response::new(room.id.clone()))
+    let request = call.body;
+    let (id, mut via) = name(&app, &request.room_id_or_alias).await?;
+    via.splice(0..0, request.via);
+    join(&app, &id, &via, &call.requester, request.reason, &call.raw).await?;
+    Ok(join_room_by_id_or_alias::v3::Response::new(id))
 }
 
+/// Once the request was understood it is finished, also if the client has gone: to join a large room elsewhere takes long.
 async fn join(
     app: &Arc<App>,
-    room: &Arc<Room>,
+    id: &RoomId,
+    via: &[OwnedServerName],
     requester: &Requester,
     reason: Option<String>,
     body: &[u8],
 ) -> Result<()> {
     let extra = extra_content(body)?;
-    expect_guest_access(app, room, requester).await?;
-    membership::join(app, room, &Sender::of(requester), reason, extra).await
+    let here = app.rooms.by_id(&app.db, || app.head(), id).await?;
+    match here.filter(|room| room.is_here()) {
+        Some(room) => expect_guest_access(app, &room, requester).await?,
+        None if requester.is_guest => return Err(auth::guests_may_not()),
+        None => {}
+    }
+    let joining = {
+        let (app, id, via) = (Arc::clone(app), id.to_owned(), via.to_vec());
+        let sender = Sender::of(requester);
+        async move { membership::join(&app, &id, &via, &sender, reason, extra).await }
+    };
+    tokio::spawn(joining).await.map_err(Error::internal)?
 }
 
 /// Guests join only rooms that say so ("Guest Access").
@@ -123,9 +137,12 @@ async fn knock_room(
     call: Call<knock_room::v3::Request>,
 ) -> Result<knock_room::v3::Response> {
     rate_limit::check(&app, Class::Joins, &call.requester)?;
-    let room = find(&app, &call.body.room_id_or_alias).await?;
-    membership::knock(&app, &room, &Sender::of(&call.requester), call.body.reason).await?;
-    Ok(knock_room::v3::Response::new(room.id.clone()))
+    let request = call.body;
+    let (id, mut via) = name(&app, &request.room_id_or_alias).await?;
+    via.splice(0..0, request.via);
+    let sender = Sender::of(&call.requester);
+    membership::knock(&app, &id, &via, &sender, request.reason).await?;
+    Ok(knock_room::v3::Response::new(id))
 }
 
 /// `POST /_matrix/client/v3/rooms/{roomId}/invite`
@@ -218,11 +235,6 @@ async fn joined_rooms(
         .into_iter()
         .map(|(_, id)| OwnedRoomId::try_from(id).map_err(Error::internal));
     Ok(joined_rooms::v3::Response::new(ids.collect::<Result<_>>()?))
-}
-
-/// The room that an id or an alias names.
-async fn find(app: &App, room: &RoomOrAliasId) -> Result<Arc<Room>> {
-    app.room(&name(app, room).await?.0).await
 }
 
 /// The id of the room that an id or an alias names, and the servers that its alias leads to.

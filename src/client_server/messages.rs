@@ -26,7 +26,8 @@ use crate::{
     http::{Call, Routes},
     room::{
         client_event::{Form, client_event, client_events, raw},
-        timeline::{self, EventFilter},
+        receive::history,
+        timeline::{self, EventFilter, Page},
         visibility::{Access, Sight, Viewer, has_forgotten, readable},
     },
     rooms::Room,
@@ -100,7 +101,12 @@ async fn get_message_events(
     };
     let limit = limit(request.limit).min(filter.event.limit.map_or(MAX_EVENTS, limit));
     let sight = Sight::quick(&app, &room, &viewer).await?;
-    let page = timeline::page(&app, &room, &sight, range, &filter, limit).await?;
+    let mut page = timeline::page(&app, &room, &sight, range, &filter, limit).await?;
+    let depth = |page: &Page| page.events.last().map_or(from.depth, |event| event.depth());
+    if backward && history::extend(&app, &room, depth(&page)).await? {
+        page = timeline::page(&app, &room, &sight, range, &filter, limit).await?;
+    }
+    let more = backward && history::is_missing(&app, &room, depth(&page)).await?;
 
     let sight = Sight::load(&app, &room, &viewer, &page.events).await?;
     let mut response = get_message_events::v3::Response::new();
@@ -110,6 +116,8 @@ async fn get_message_events(
     let oldest = page.events.last().filter(|_| backward);
     let rest = oldest.filter(|event| !timeline::is_create(event));
     let next = page.next.or(rest.map(|event| Place::before(event)));
+    // What could not be fetched now may be there when the client asks again.
+    let next = next.or(more.then_some(from));
     response.end = next.map(|next| timeline::token(next).to_string());
     response.chunk = raw(client_events(&app, &room, &page.events, &sight, Form::WithRoomId).await?);
     if filter.is_lazy() {

@@ -13,7 +13,11 @@ pub(in crate::room) mod step;
 
 use std::sync::Arc;
 
-use ruma::{CanonicalJsonObject, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedUserId, UserId};
+use homing_federation::Pdu;
+use ruma::{
+    CanonicalJsonObject, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedUserId, UserId,
+    events::TimelineEventType,
+};
 
 use super::head;
 use crate::{
@@ -23,7 +27,7 @@ use crate::{
     error::{Error, Result},
     log::AppendError,
     rooms::Room,
-    storage::{DeviceNid, EventNid, UserNid, Write},
+    storage::{DeviceNid, Event, EventNid, UserNid, Write},
     typing,
 };
 use names::Names;
@@ -157,16 +161,18 @@ pub async fn append_all(
 }
 
 /// Who is no longer in a room does not type there.
-fn end_typing(app: &App, room: &Arc<Room>, events: &[NewEvent], names: &Names) {
+pub(super) async fn end_typing(app: &App, room: &Arc<Room>, events: &[Arc<Event>]) -> Result<()> {
     for event in events {
-        if event.event_type == "m.room.member"
-            && let Some(Ok(user)) = event.state_key.as_deref().map(UserId::parse)
-            && let Ok(user) = names.member(&user)
+        if event.pdu.kind == TimelineEventType::RoomMember
+            && let Some(Ok(user)) = event.pdu.state_key.as_deref().map(UserId::parse)
+            && app.is_local(&user)
+            && let Some(user) = app.names.find_user(&app.db, &user).await?
             && !room.seen().local.contains_key(&user)
         {
             typing::stop(app, room, user);
         }
     }
+    Ok(())
 }
 
 /// The same, with other writes and effects that belong to the events.
@@ -202,7 +208,7 @@ pub async fn append_with(
         drop(slot);
         match pending.committed().await {
             Ok(_) => {
-                end_typing(app, room, &events, &names);
+                end_typing(app, room, &finished.appended).await?;
                 let appended = finished.appended.into_iter().map(|event| Appended {
                     nid: event.nid,
                     event_id: event.pdu.event_id.clone(),
@@ -226,15 +232,29 @@ pub async fn append_with(
     Err(AppendError::Busy.into())
 }
 
+/// An event that could be appended now, as it would be; nothing is kept of it.
+///
+/// # Errors
+/// Those of [`append`].
+pub(super) async fn draft(
+    app: &App,
+    room: &Arc<Room>,
+    sender: &Sender,
+    event: NewEvent,
+) -> Result<Pdu> {
+    let mut slot = room.head.lock().await;
+    let head = head::in_slot(app, room, &mut slot).await?;
+    let nameless = Names::default();
+    let step = Step::new(app, room, head, &nameless);
+    let (pdu, _) = step.build(sender, event).await?;
+    Ok(pdu)
+}
+
 /// Refuses what the sender may not send, before its names are written for ever: the first event, on which the others of
 /// the change build.
 async fn may_send(app: &App, room: &Arc<Room>, sender: &Sender, events: &[NewEvent]) -> Result<()> {
-    let mut slot = room.head.lock().await;
-    let head = head::in_slot(app, room, &mut slot).await?;
     if let Some(first) = events.first() {
-        let nameless = Names::default();
-        let step = Step::new(app, room, head, &nameless);
-        step.build(sender, first.clone()).await?;
+        draft(app, room, sender, first.clone()).await?;
     }
     Ok(())
 }

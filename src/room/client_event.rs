@@ -317,7 +317,14 @@ struct Stripped<'a> {
 /// # Errors
 /// If it is not a state event.
 pub fn stripped(event: &Event) -> Result<Box<RawValue>> {
-    let pdu = &event.pdu;
+    stripped_pdu(&event.pdu)
+}
+
+/// The same for an event that is not stored.
+///
+/// # Errors
+/// If it is not a state event.
+pub fn stripped_pdu(pdu: &Pdu) -> Result<Box<RawValue>> {
     let stripped = Stripped {
         content: &pdu.content,
         sender: &pdu.sender,

@@ -7,6 +7,7 @@ use ruma::{OwnedEventId, events::StateEventType};
 use crate::{
     app::App,
     error::{Error, Result},
+    log::Change,
     names::Key,
     rooms::{Extremity, Head, Room},
     storage::{self, Event, EventNid, branches},
@@ -47,6 +48,10 @@ pub async fn load(app: &App, room: &Room) -> Result<Head> {
     let row = row
         .ok_or_else(|| Error::internal(format!("{} has no head", room.id)))?
         .head;
+    if room.seen().version < row.version {
+        // It was read between a commit and its being told; the log tells in order.
+        app.log.append(Change::new()).await?;
+    }
     let ids: HashMap<_, _> = storage::events::ids(&app.db, &row.extremities)
         .await?
         .into_iter()

@@ -1,16 +1,17 @@
 //! How people come to a room and leave it.
 
-mod restricted;
+pub(super) mod restricted;
 
 use std::sync::Arc;
 
 use ruma::{
-    CanonicalJsonObject, CanonicalJsonValue, UserId,
+    CanonicalJsonObject, CanonicalJsonValue, OwnedServerName, OwnedUserId, RoomId, UserId,
     events::{StateEventType, room::member::MembershipState},
 };
 
 use super::{
     append::{Appended, NewEvent, Sender, append},
+    remote::{self, Joined},
     upgrade::settings,
 };
 use crate::{
@@ -79,9 +80,7 @@ async fn change(
     mut content: CanonicalJsonObject,
     reason: Option<String>,
 ) -> Result<Appended> {
-    if let Some(reason) = reason {
-        content.insert("reason".to_owned(), CanonicalJsonValue::String(reason));
-    }
+    add_reason(&mut content, reason);
     append(
         app,
         room,
@@ -112,7 +111,10 @@ pub async fn set(
     wanted.remove("join_authorised_via_users_server");
     wanted.remove("third_party_invite");
     match membership {
-        MembershipState::Invite => reachable(app, &user)?,
+        MembershipState::Invite if !app.is_local(&user) => {
+            let event = NewEvent::state(StateEventType::RoomMember, user.as_str(), wanted);
+            return invite_remote(app, room, sender, &user, event).await;
+        }
         MembershipState::Join if user == sender.id => {
             let current = members::get(&app.db, room.nid, sender.user).await?;
             let current = current.map(|member| member.membership);
@@ -137,7 +139,7 @@ async fn authorise(
     content: &mut CanonicalJsonObject,
 ) -> Result<()> {
     if !matches!(membership, Some(Membership::Invite | Membership::Ban))
-        && let Some(authoriser) = restricted::authoriser(app, room, sender).await?
+        && let Some(authoriser) = restricted::authoriser(app, room, &sender.id).await?
     {
         content.insert(
             "join_authorised_via_users_server".to_owned(),
@@ -147,20 +149,63 @@ async fn authorise(
     Ok(())
 }
 
-fn reachable(app: &App, user: &UserId) -> Result<()> {
-    if app.is_local(user) {
-        return Ok(());
-    }
-    Err(Error::forbidden(
-        "this server does not reach other servers yet",
-    ))
-}
-
-/// Joins a room. Somebody who has joined already stays as they are.
+/// Joins a room, through other servers if this one is not in it. Somebody who has joined already stays as they are.
 ///
 /// # Errors
-/// `M_FORBIDDEN` if the room's rules do not allow it.
+/// `M_FORBIDDEN` if the room's rules do not allow it, `M_NOT_FOUND` if no server is known that is in the room, 502
+/// `M_UNKNOWN` if none of those can be reached.
 pub async fn join(
+    app: &App,
+    id: &RoomId,
+    via: &[OwnedServerName],
+    sender: &Sender,
+    reason: Option<String>,
+    extra: CanonicalJsonObject,
+) -> Result<()> {
+    let room = app.rooms.by_id(&app.db, || app.head(), id).await?;
+    let mut failure = None;
+    if let Some(room) = room.as_ref().filter(|room| room.is_here()) {
+        match join_here(app, room, sender, reason.clone(), extra.clone()).await {
+            // Somebody on another server may be able to let the user in.
+            Err(error) if restricted::is_unable(&error) => failure = Some(error),
+            result => return result,
+        }
+    }
+    let inviter = match &room {
+        Some(room) => inviter(app, room, sender).await?,
+        None => None,
+    };
+    let servers = remote::candidates(app, room.as_deref(), id, via, inviter.as_deref());
+    if servers.is_empty() {
+        let unknown = || Error::not_found(format!("no server is known that is in {id}"));
+        return Err(failure.unwrap_or_else(unknown));
+    }
+    let mut content = content(app, &sender.id, MembershipState::Join).await?;
+    content.extend(extra.clone());
+    add_reason(&mut content, reason.clone());
+    match remote::join(app, id, sender, content, servers).await? {
+        Joined::Through(room) => settings::bring(app, &room, sender).await,
+        // Somebody else here has joined it meanwhile.
+        Joined::Here(room) => join_here(app, &room, sender, reason, extra).await,
+    }
+}
+
+/// Who has invited the user.
+async fn inviter(app: &App, room: &Room, sender: &Sender) -> Result<Option<OwnedUserId>> {
+    let member = members::get(&app.db, room.nid, sender.user).await?;
+    match member.filter(|member| member.membership == Membership::Invite) {
+        Some(member) => app.names.user_id(&app.db, member.sender).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+fn add_reason(content: &mut CanonicalJsonObject, reason: Option<String>) {
+    if let Some(reason) = reason {
+        content.insert("reason".to_owned(), CanonicalJsonValue::String(reason));
+    }
+}
+
+async fn join_here(
     app: &App,
     room: &Arc<Room>,
     sender: &Sender,
@@ -194,6 +239,11 @@ pub async fn leave(
         Some(Membership::Leave) => return Ok(()),
         Some(Membership::Join | Membership::Invite | Membership::Knock) => {}
         Some(Membership::Ban) | None => return Err(Error::forbidden("you are not in this room")),
+    }
+    if !room.is_here() {
+        let mut content = bare_content(MembershipState::Leave);
+        add_reason(&mut content, reason);
+        return remote::leave(app, room, sender, content).await;
     }
     change(
         app,
@@ -275,7 +325,7 @@ pub async fn forget(app: &App, room: &Room, sender: &Sender) -> Result<()> {
 /// Invites a user.
 ///
 /// # Errors
-/// `M_FORBIDDEN` if the room's rules do not allow it.
+/// `M_FORBIDDEN` if the room's rules do not allow it; what their server answers if it refuses.
 pub async fn invite(
     app: &App,
     room: &Arc<Room>,
@@ -283,25 +333,55 @@ pub async fn invite(
     user: &UserId,
     reason: Option<String>,
 ) -> Result<()> {
-    reachable(app, user)?;
-    let content = content(app, user, MembershipState::Invite).await?;
-    change(app, room, sender, user, content, reason).await?;
+    let mut content = content(app, user, MembershipState::Invite).await?;
+    if app.is_local(user) {
+        change(app, room, sender, user, content, reason).await?;
+    } else {
+        add_reason(&mut content, reason);
+        let event = NewEvent::state(StateEventType::RoomMember, user.as_str(), content);
+        invite_remote(app, room, sender, user, event).await?;
+    }
     Ok(())
 }
 
-/// Asks to be let in.
+/// Invites a user of another server with an event that says so.
+///
+/// # Errors
+/// Those of [`invite`].
+pub async fn invite_remote(
+    app: &App,
+    room: &Arc<Room>,
+    sender: &Sender,
+    user: &UserId,
+    event: NewEvent,
+) -> Result<Appended> {
+    remote::invite::expect_allowed(app, room, user).await?;
+    remote::invite::send(app, room, sender, event).await
+}
+
+/// Asks to be let in, through other servers if this one is not in the room.
 ///
 /// # Errors
 /// `M_FORBIDDEN` if the room's rules do not allow it.
 pub async fn knock(
     app: &App,
-    room: &Arc<Room>,
+    id: &RoomId,
+    via: &[OwnedServerName],
     sender: &Sender,
     reason: Option<String>,
 ) -> Result<()> {
-    let content = content(app, &sender.id, MembershipState::Knock).await?;
-    change(app, room, sender, &sender.id, content, reason).await?;
-    Ok(())
+    let mut content = content(app, &sender.id, MembershipState::Knock).await?;
+    let room = app.rooms.by_id(&app.db, || app.head(), id).await?;
+    if let Some(room) = room.as_ref().filter(|room| room.is_here()) {
+        change(app, room, sender, &sender.id, content, reason).await?;
+        return Ok(());
+    }
+    let servers = remote::candidates(app, room.as_deref(), id, via, None);
+    if servers.is_empty() {
+        return Err(Error::not_found(format!("no server is known that is in {id}")));
+    }
+    add_reason(&mut content, reason);
+    remote::knock(app, id, sender, content, servers).await
 }
 
 /// Makes somebody else leave a room.

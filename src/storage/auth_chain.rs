@@ -35,3 +35,22 @@ pub async fn closure(db: &Db, events: &[EventNid], limit: usize) -> Result<Optio
     }
     Ok(Some(chain))
 }
+
+/// Which events each of some events names as those that allow it.
+pub async fn edges(db: &Db, nids: &[EventNid]) -> Result<Vec<(EventNid, Vec<EventNid>)>> {
+    if nids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let query = sql!("SELECT nid, auth_nids FROM event WHERE nid ", list(1));
+    db.rows(query, args![nids])
+        .await?
+        .iter()
+        .map(|row| {
+            let auth = unpack(&row.get::<Vec<u8>>(1)?);
+            Ok((
+                EventNid(row.get(0)?),
+                auth.into_iter().map(EventNid).collect(),
+            ))
+        })
+        .collect()
+}

@@ -6,8 +6,8 @@ use homing_federation::Pdu;
 use ruma::room_version_rules::RoomVersionRules;
 
 use super::{
-    Arg, Db, DeviceNid, EventNid, Insert, KeyNid, Pos, Position, Result, RoomNid, Row, TypeNid,
-    UserNid, Write, pack, unpack,
+    Arg, Db, DeviceNid, EventNid, Insert, KeyNid, Pos, Position, Result, RoomNid, Row, TypeNid, UserNid,
+    Write, pack,
 };
 use crate::{args, sql};
 
@@ -65,6 +65,8 @@ pub mod flags {
     /// What the event does to the state is not the next version of the line of the state before it; `event_after` says
     /// which it is.
     pub const FORKED: i64 = 64;
+    /// Something is missing directly before the event.
+    pub const AFTER_GAP: i64 = 128;
     /// None of these may be shown.
     pub const HIDDEN: i64 = OUTLIER | REJECTED | SOFT_FAILED;
 }
@@ -211,6 +213,26 @@ pub async fn stubs(db: &Db, event_ids: Vec<String>) -> Result<HashMap<String, St
     rows.collect()
 }
 
+/// The JSON of events, in no particular order.
+pub async fn texts(db: &Db, nids: &[EventNid]) -> Result<Vec<String>> {
+    let query = sql!("SELECT json FROM event_json WHERE nid ", list(1));
+    let rows = db.rows(query, args![nids]).await?;
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
+/// The keys of those of some events that are state events.
+pub async fn keys(db: &Db, nids: &[EventNid]) -> Result<Vec<(KeyNid, EventNid)>> {
+    let query = sql!(
+        "SELECT key_nid, nid FROM event WHERE key_nid IS NOT NULL AND nid ",
+        list(1)
+    );
+    db.rows(query, args![nids])
+        .await?
+        .iter()
+        .map(|row| Ok((KeyNid(row.get(0)?), EventNid(row.get(1)?))))
+        .collect()
+}
+
 /// The events of a room with these ids, in no particular order.
 pub async fn by_ids(
     db: &Db,
@@ -231,25 +253,6 @@ pub async fn by_ids(
         .await?
         .iter()
         .map(|row| event(row, rules))
-        .collect()
-}
-
-/// Which events each of some events names as those that allow it.
-pub async fn auth_edges(db: &Db, nids: &[EventNid]) -> Result<Vec<(EventNid, Vec<EventNid>)>> {
-    if nids.is_empty() {
-        return Ok(Vec::new());
-    }
-    let query = sql!("SELECT nid, auth_nids FROM event WHERE nid ", list(1));
-    db.rows(query, args![nids])
-        .await?
-        .iter()
-        .map(|row| {
-            let auth = unpack(&row.get::<Vec<u8>>(1)?);
-            Ok((
-                EventNid(row.get(0)?),
-                auth.into_iter().map(EventNid).collect(),
-            ))
-        })
         .collect()
 }
 

@@ -82,6 +82,15 @@ pub fn set_current(
     ]
 }
 
+/// One key of the state of a room that nobody can see yet.
+#[must_use]
+pub fn adopt(room: RoomNid, key: KeyNid, event: EventNid, version: StateAt) -> [Write; 2] {
+    [
+        set_in_line(version, key, Some(event)),
+        Write::Insert(&CURRENT, args![room, key, event]),
+    ]
+}
+
 /// One key gets a new event, or none any more, in a version of a line.
 #[must_use]
 pub fn set_in_line(version: StateAt, key: KeyNid, event: Option<EventNid>) -> Write {

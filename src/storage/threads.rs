@@ -30,6 +30,26 @@ pub fn set(room: RoomNid, root: EventNid, at: Position, count: ThreadCount) -> W
     Write::Insert(&THREAD, args![room, root, count.last, at, count.unread_idx])
 }
 
+/// The event with which a thread begins has come after one of its replies.
+#[must_use]
+pub fn begin(room: RoomNid, root: EventNid, reply: EventNid) -> [Write; 2] {
+    [
+        Write::Run(
+            sql!("UPDATE event SET thread_nid = $2 WHERE nid = $1 AND thread_nid IS NULL"),
+            args![reply, root],
+        ),
+        Write::Run(
+            sql!(
+                "INSERT INTO thread (room_nid, root_nid, last_nid, last_pos, unread_idx) ",
+                "SELECT room_nid, $2, nid, coalesce(pos, 0), 0 FROM event WHERE room_nid = $1 AND nid = $3 ",
+                "ON CONFLICT (room_nid, root_nid) DO UPDATE SET last_nid = excluded.last_nid, ",
+                "last_pos = excluded.last_pos WHERE thread.last_pos < excluded.last_pos"
+            ),
+            args![room, root, reply],
+        ),
+    ]
+}
+
 /// The counts of the thread with this root; zero if there is none yet.
 pub async fn count(db: &Db, room: RoomNid, root: EventNid) -> Result<ThreadCount> {
     let query =

@@ -10,10 +10,10 @@ use super::{
     lookup::{self, key},
 };
 use crate::{
-    error::Result,
+    error::{Error, Result},
     room::client_event,
     rooms::Room,
-    storage::{Member, Membership, RoomNid, UserNid},
+    storage::{Member, Membership, RoomNid, UserNid, outside},
 };
 
 /// The state events that tell somebody outside what a room is.
@@ -49,6 +49,10 @@ pub(super) async fn add(
         return Ok(());
     }
     let app = context.app;
+    let (inside, elsewhere): (Vec<_>, Vec<_>) =
+        outside.into_iter().partition(|(_, room)| room.is_here());
+    let mut found = told(context, &elsewhere).await?;
+    let outside = inside;
     let senders: Vec<UserNid> = outside.iter().map(|(member, _)| member.sender).collect();
     let senders = app.names.user_ids(&app.db, &senders).await?;
     let me = context.requester.user_id.as_str();
@@ -67,14 +71,13 @@ pub(super) async fn add(
         }
     }
     wanted.dedup_by(|one, other| one.1 == other.1 && one.0.nid == other.0.nid);
-    let mut found: HashMap<RoomNid, Vec<Box<RawValue>>> = HashMap::new();
     for event in lookup::state(context, wanted).await?.into_values() {
         found
             .entry(event.room)
             .or_default()
             .push(client_event::stripped(&event)?);
     }
-    for (member, room) in outside {
+    for (member, room) in outside.into_iter().chain(elsewhere) {
         let events = Events {
             events: found.remove(&room.nid).unwrap_or_default(),
         };
@@ -91,4 +94,16 @@ pub(super) async fn add(
         }
     }
     Ok(())
+}
+
+/// What the user was told of rooms that this server is not in.
+async fn told(
+    context: &Context<'_>,
+    elsewhere: &[(&Member, &Arc<Room>)],
+) -> Result<HashMap<RoomNid, Vec<Box<RawValue>>>> {
+    let nids: Vec<RoomNid> = elsewhere.iter().map(|(_, room)| room.nid).collect();
+    let told = outside::told(&context.app.db, context.viewer.user, &nids).await?;
+    told.into_iter()
+        .map(|(room, json)| Ok((room, serde_json::from_str(&json).map_err(Error::internal)?)))
+        .collect()
 }

@@ -182,12 +182,16 @@ impl Part<'_> {
             return true;
         }
         let mut events = events;
+        let gap = events
+            .iter()
+            .rposition(|event| event.flags & flags::AFTER_GAP != 0);
+        events.drain(..gap.unwrap_or(0));
         events.retain(|event| {
             let is_forgotten = self.member.forgotten && event.nid != self.member.event;
             !is_forgotten && filter::admits_event(wanted, event) && self.sees(context, event)
         });
         let too_many = events.len().saturating_sub(limit);
-        self.limited = too_many > 0;
+        self.limited = too_many > 0 || gap.is_some();
         self.timeline = events.split_off(too_many);
         is_all || self.limited
     }

@@ -54,6 +54,7 @@ mod session_ends;
 mod shared_secret;
 mod spaces;
 mod state;
+mod shared_rooms;
 mod sync;
 mod sync_cost;
 mod sync_people;

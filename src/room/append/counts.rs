@@ -149,11 +149,7 @@ impl Step<'_> {
         at: Position,
     ) -> Result<()> {
         if let Some(relation) = relation {
-            self.change.write(relations::add(
-                relation.parent,
-                &relation.rel_type,
-                event.nid,
-            ));
+            self.relate(event, relation);
         }
         if let Some(write) = search::add(event) {
             self.change.write(write);
@@ -192,6 +188,12 @@ impl Step<'_> {
             self.single_out(user, event, flags, at).await?;
         }
         Ok(())
+    }
+
+    /// Keeps what an event relates to.
+    pub(super) fn relate(&mut self, event: &Event, relation: &Relation) {
+        let write = relations::add(relation.parent, &relation.rel_type, event.nid);
+        self.change.write(write);
     }
 
     /// Somebody sent the event or ignores who did: it is not unread to them.

@@ -1,11 +1,14 @@
 //! The integers of all names in the events to be; got before the room is locked, because a new name takes a commit.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
-use homing_federation::draft::MAX_FIELD_BYTES;
-use ruma::{OwnedServerName, OwnedUserId, ServerName, UserId};
+use homing_federation::{Pdu, draft::MAX_FIELD_BYTES};
+use ruma::{OwnedServerName, OwnedUserId, ServerName, UserId, events::TimelineEventType};
 
-use super::NewEvent;
+use super::{NewEvent, step::key_of};
 use crate::{
     app::App,
     error::{Error, Result},
@@ -64,6 +67,39 @@ impl Names {
         })
     }
 
+    /// The names of events of other servers, which get integers now where they have none.
+    pub(in crate::room) async fn give_for(app: &App, pdus: &[Arc<Pdu>]) -> Result<Self> {
+        let (db, log) = (&app.db, &app.log);
+        let mut types = HashMap::new();
+        let mut keys = Vec::new();
+        let mut users = BTreeSet::new();
+        for pdu in pdus {
+            if !types.contains_key(&*pdu.event_type) {
+                let nid = app.names.event_type(db, log, &pdu.event_type).await?;
+                types.insert(pdu.event_type.to_string(), nid);
+            }
+            users.insert(pdu.sender.clone());
+            keys.extend(key_of(pdu));
+            let member = pdu.state_key.as_deref();
+            if pdu.kind == TimelineEventType::RoomMember
+                && let Some(Ok(user)) = member.map(UserId::parse)
+            {
+                users.insert(user);
+            }
+        }
+        let users = users.iter().map(AsRef::as_ref);
+        let others = users.clone().filter(|id| !app.is_local(id));
+        Ok(Self {
+            types,
+            keys: app.names.keys(db, log, &keys).await?,
+            members: app.names.users(db, log, users.clone()).await?,
+            servers: app
+                .names
+                .servers(db, log, others.map(UserId::server_name))
+                .await?,
+        })
+    }
+
     pub(super) fn event_type(&self, name: &str) -> Result<TypeNid> {
         self.types.get(name).copied().ok_or_else(unnamed)
     }
@@ -72,7 +108,7 @@ impl Names {
         self.keys.get(key).copied().ok_or_else(unnamed)
     }
 
-    pub(super) fn member(&self, id: &UserId) -> Result<UserNid> {
+    pub(in crate::room) fn member(&self, id: &UserId) -> Result<UserNid> {
         self.members.get(id).copied().ok_or_else(unnamed)
     }
 

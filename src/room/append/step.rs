@@ -19,8 +19,8 @@ use crate::{
     room::head::{self, StateMap},
     rooms::{Extremity, Head, Room, ServerCount},
     storage::{
-        self, DeviceNid, Event, EventNid, Position, ReadMarker, UserNid, Write, events::flags,
-        receipts, rooms::HeadRow, state::StateAt, threads::ThreadCount,
+        self, DeviceNid, Event, EventNid, Position, ReadMarker, RoomNid, UserNid, Write, events::flags,
+        receipts, rooms::HeadRow, search, state::StateAt, threads::ThreadCount,
     },
 };
 
@@ -185,26 +185,31 @@ impl<'a> Step<'a> {
         Ok((event, at))
     }
 
+    /// Writes an event that is older than what is known of the room.
+    pub(in crate::room) async fn remember(
+        &mut self,
+        pdu: Arc<Pdu>,
+        placed: &Placed,
+    ) -> Result<Event> {
+        let relation = self.relation(placed.nid, &pdu).await?;
+        let mut event = self.event(pdu, placed)?;
+        if let Some(relation) = &relation {
+            self.relate(&event, relation);
+        }
+        if let Some(write) = search::add(&event) {
+            self.change.write(write);
+        }
+        event.thread = relation.and_then(|relation| relation.thread);
+        self.store(&event, placed, None);
+        Ok(event)
+    }
+
     /// The event as it is kept, before anything is known of what others it has to do with.
     pub(in crate::room) fn event(&self, pdu: Arc<Pdu>, placed: &Placed) -> Result<Event> {
-        let has_url = if has_url(&pdu) { flags::HAS_URL } else { 0 };
+        let event = kept(self.names, self.room.nid, pdu, placed)?;
         Ok(Event {
-            nid: placed.nid,
-            room: self.room.nid,
-            pos: None,
-            ord: -placed.nid.0,
-            type_nid: self.names.event_type(&pdu.event_type)?,
-            key: key_of(&pdu).map(|key| self.names.key(&key)).transpose()?,
-            sender: placed.sender,
-            flags: placed.flags | has_url,
-            state_line: placed.before.line,
-            state_sv: placed.before.sv,
-            replaces: None,
-            redacted_by: placed.redacted_by,
             unread_idx: self.row.unread_idx,
-            thread: None,
-            txn: placed.txn.clone(),
-            pdu,
+            ..event
         })
     }
 
@@ -248,7 +253,7 @@ impl<'a> Step<'a> {
     }
 
     /// Adds what else belongs to the change.
-    pub(super) fn also(&mut self, writes: &[Write], effects: Vec<Effect>) {
+    pub(in crate::room) fn also(&mut self, writes: &[Write], effects: Vec<Effect>) {
         for write in writes {
             self.change.write(write.clone());
         }
@@ -336,10 +341,9 @@ impl<'a> Step<'a> {
         Ok(marker.unwrap_or_default())
     }
 
-    /// Whether nothing has come into the room's timeline with this change.
-    #[expect(dead_code, reason = "receiving uses it")]
-    pub(in crate::room) fn is_quiet(&self) -> bool {
-        self.last.is_none()
+    /// The event that has come last with this change.
+    pub(in crate::room) fn newest(&self) -> Option<&Arc<Event>> {
+        self.arrived.last()
     }
 
     /// The change as the log takes it; the head moves on to where it leads.
@@ -384,4 +388,33 @@ impl<'a> Step<'a> {
 pub(in crate::room) fn key_of(pdu: &Pdu) -> Option<Key> {
     let state_key = pdu.state_key.as_deref()?;
     Some(((&*pdu.event_type).into(), state_key.into()))
+}
+
+/// An event as it is kept.
+pub(in crate::room) fn kept(
+    names: &Names,
+    room: RoomNid,
+    pdu: Arc<Pdu>,
+    placed: &Placed,
+) -> Result<Event> {
+    let has_url = if has_url(&pdu) { flags::HAS_URL } else { 0 };
+    let key = key_of(&pdu);
+    Ok(Event {
+        nid: placed.nid,
+        room,
+        pos: None,
+        ord: -placed.nid.0,
+        type_nid: names.event_type(&pdu.event_type)?,
+        key: key.map(|key| names.key(&key)).transpose()?,
+        sender: placed.sender,
+        flags: placed.flags | has_url,
+        state_line: placed.before.line,
+        state_sv: placed.before.sv,
+        replaces: None,
+        redacted_by: placed.redacted_by,
+        unread_idx: 0,
+        thread: None,
+        txn: placed.txn.clone(),
+        pdu,
+    })
 }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use http::StatusCode;
 use ruma::{
-    OwnedUserId,
+    OwnedUserId, UserId,
     api::error::ErrorKind,
     events::{
         StateEventType,
@@ -15,20 +15,25 @@ use ruma::{
 use crate::{
     app::App,
     error::{Error, Result},
-    room::{append::Sender, head, power},
+    room::{head, power},
     rooms::Room,
     storage::{Membership, members},
 };
 
-/// The user of this server who lets `sender` into a restricted room; `None` if the room is not restricted.
+/// Whether somebody could not be let in only because nobody here may do that.
+pub(in crate::room) fn is_unable(error: &Error) -> bool {
+    matches!(error, Error::Matrix { kind, .. } if **kind == ErrorKind::UnableToGrantJoin)
+}
+
+/// The user of this server who lets `user` into a restricted room; `None` if the room is not restricted.
 ///
 /// # Errors
-/// `M_FORBIDDEN` if `sender` is in none of the rooms that open this one, `M_UNABLE_TO_GRANT_JOIN` if nobody here can
-/// invite.
-pub(super) async fn authoriser(
+/// `M_FORBIDDEN` if `user` is in none of the rooms that open this one, `M_UNABLE_TO_AUTHORISE_JOIN` if this server is in
+/// none of those and cannot know, `M_UNABLE_TO_GRANT_JOIN` if nobody here can invite.
+pub(in crate::room) async fn authoriser(
     app: &App,
     room: &Room,
-    sender: &Sender,
+    user: &UserId,
 ) -> Result<Option<OwnedUserId>> {
     if !room.rules.authorization.restricted_join_rule {
         return Ok(None);
@@ -39,22 +44,32 @@ pub(super) async fn authoriser(
     else {
         return Ok(None);
     };
-    let mut opened = false;
+    let nid = app.names.find_user(&app.db, user).await?;
+    let (mut opened, mut is_known) = (false, false);
     for rule in &restricted.allow {
         let AllowRule::RoomMembership(membership) = rule else {
             continue;
         };
-        if let Some(other) = app
-            .rooms
-            .by_id(&app.db, || app.head(), &membership.room_id)
-            .await?
-        {
-            let member = members::get(&app.db, other.nid, sender.user).await?;
-            if member.is_some_and(|member| member.membership == Membership::Join) {
-                opened = true;
-                break;
-            }
+        let other = app.rooms.by_id(&app.db, || app.head(), &membership.room_id);
+        let Some(other) = other.await?.filter(|other| other.is_here()) else {
+            continue;
+        };
+        is_known = true;
+        let Some(nid) = nid else {
+            continue;
+        };
+        let member = members::get(&app.db, other.nid, nid).await?;
+        if member.is_some_and(|member| member.membership == Membership::Join) {
+            opened = true;
+            break;
         }
+    }
+    if !opened && !is_known && !app.is_local(user) {
+        return Err(Error::new(
+            StatusCode::BAD_REQUEST,
+            ErrorKind::UnableToAuthorizeJoin,
+            "this server is in none of the rooms whose members may join this one",
+        ));
     }
     if !opened {
         return Err(Error::forbidden(

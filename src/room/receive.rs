@@ -1,0 +1,336 @@
+//! How events of other servers enter a room ("Checks performed on receipt of a PDU").
+//!
+//! What comes here has the right format, signatures and hash. Events that follow what this server knows last (nearly all)
+//! are judged by the room's head and go together in one change. An event that follows something else opens or joins
+//! branches: it has a change of its own, computed when all before it is committed.
+
+mod fetch;
+mod fork;
+mod gaps;
+pub mod history;
+pub mod incoming;
+mod items;
+mod judge;
+pub mod outliers;
+pub mod staging;
+pub mod verify;
+
+use std::sync::Arc;
+
+use homing_federation::Pdu;
+use ruma::OwnedEventId;
+use tokio::sync::MutexGuard;
+
+use super::{
+    append::{
+        end_typing,
+        names::Names,
+        step::{Placed, Step},
+    },
+    branches::Derived,
+    head,
+};
+use crate::{
+    app::App,
+    error::{Error, Result},
+    log::{AppendError, Change},
+    rooms::{Head, Room},
+    storage::{
+        Event, EventNid, Write,
+        events::{Stub, flags},
+        gaps as gap_rows,
+    },
+};
+use items::{Item, Known};
+use judge::Verdict;
+
+/// How often a change is computed again because the room changed meanwhile.
+const TRIES: usize = 5;
+
+/// What became of an event of another server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It was here already.
+    Known,
+    /// It is in the room.
+    Accepted,
+    /// It is kept, but from the eyes of clients: the room as it is now does not allow it.
+    SoftFailed,
+    /// It is kept as a rejected one: the rules of the room do not allow it.
+    Rejected(String),
+    /// It cannot be judged without these events.
+    Missing(Missing),
+}
+
+/// Events that are not here and are needed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Missing {
+    /// Those that it follows.
+    pub prev_events: Vec<OwnedEventId>,
+    /// Those that allow it.
+    pub auth_events: Vec<OwnedEventId>,
+}
+
+/// An event to be taken into a room.
+#[derive(Clone, Debug)]
+pub struct Received {
+    /// The event, with good signatures.
+    pub pdu: Arc<Pdu>,
+    /// Whether this server must send it to the others in the room: it was the first to accept it.
+    pub is_ours: bool,
+    /// The state before it, where that was found out otherwise than from the events before it, of which some are not
+    /// here.
+    pub before: Option<Derived>,
+    /// Whether it is older than what is known of the room: then it is no news, and the room stays where it is.
+    pub is_history: bool,
+    /// Whether somebody here comes back with it to a room that this server has left: what was known of the room counts no
+    /// more, but for how it differs from `before`.
+    pub is_return: bool,
+    /// What is written in the same commit.
+    pub writes: Vec<Write>,
+}
+
+impl Received {
+    /// An event that another server sends to all.
+    #[must_use]
+    pub fn new(pdu: Arc<Pdu>) -> Self {
+        Self {
+            pdu,
+            is_ours: false,
+            before: None,
+            is_history: false,
+            is_return: false,
+            writes: Vec::new(),
+        }
+    }
+}
+
+/// Takes events into a room in the order given, which must be one in which none comes before one that it follows.
+/// Answers what became of each; all that is not [`Fate::Missing`] is durable.
+///
+/// # Errors
+/// If the database fails. Then some of the events may have been taken; they are known when they come again.
+pub async fn take(app: &App, room: &Arc<Room>, events: Vec<Received>) -> Result<Vec<Fate>> {
+    let pdus: Vec<_> = events.iter().map(|event| Arc::clone(&event.pdu)).collect();
+    let names = Names::give_for(app, &pdus).await?;
+    let mut known = Known::load(app, room, &pdus).await?;
+    let items = items::prepare(app, &known, events).await?;
+    let mut fates = Vec::with_capacity(items.len());
+    let mut tries = 0;
+    while fates.len() < items.len() {
+        let rest = &items[fates.len()..];
+        match take_some(app, room, &names, &mut known, rest).await {
+            Ok(some) => {
+                fates.extend(some);
+                tries = 0;
+            }
+            // The room changed, or somebody else has brought one of these events.
+            Err(Error::Append(AppendError::Conflict | AppendError::Duplicate))
+                if tries < TRIES =>
+            {
+                tries += 1;
+                known.look_again(app, &pdus).await?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(fates)
+}
+
+/// Takes the first of some events, and those that follow it on top of the room with it, in one change.
+async fn take_some(
+    app: &App,
+    room: &Arc<Room>,
+    names: &Names,
+    known: &mut Known,
+    items: &[Item],
+) -> Result<Vec<Fate>> {
+    let place = app.log.place().await?;
+    let mut slot = room.head.lock().await;
+    let head = head::in_slot(app, room, &mut slot).await?;
+    let mut step = Step::new(app, room, head, names);
+    let mut fates = Vec::new();
+    for item in items {
+        match take_on_top(&mut step, known, item).await? {
+            Some(fate) => fates.push(fate),
+            None => break,
+        }
+    }
+    let is_fork = fates.is_empty();
+    if is_fork {
+        let head = settled(app, room, &mut slot).await?;
+        step = Step::new(app, room, head, names);
+        let Some(item) = items.first() else {
+            return Ok(fates);
+        };
+        match fork::take(&mut step, known, item).await {
+            Ok(fate) => fates.push(fate),
+            Err(Error::Matrix { message, .. }) => {
+                // What it would do to the room cannot be found out within limits.
+                drop(step);
+                *slot = None;
+                drop(slot);
+                let mut change = Change::new();
+                item.writes.iter().for_each(|write| {
+                    change.write(write.clone());
+                });
+                place.append(change).committed().await?;
+                return Ok(vec![Fate::Rejected(message)]);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let finished = step.finish();
+    let pending = place.append(finished.change);
+    drop(slot);
+    if let Err(error) = pending.committed().await {
+        // It may build on what was not made.
+        *room.head.lock().await = None;
+        return Err(error.into());
+    }
+    known.committed();
+    end_typing(app, room, &finished.appended).await?;
+    Ok(fates)
+}
+
+/// The head of a locked room, once all that was handed to the log for it is committed.
+pub(super) async fn settled<'a>(
+    app: &App,
+    room: &Room,
+    slot: &'a mut MutexGuard<'_, Option<Head>>,
+) -> Result<&'a mut Head> {
+    for _ in 0..TRIES {
+        let version = head::in_slot(app, room, slot).await?.row.version;
+        if room.seen().version >= version {
+            break;
+        }
+        // The log takes changes in order.
+        app.log.append(Change::new()).await?;
+        if room.seen().version < version {
+            **slot = None;
+        }
+    }
+    head::in_slot(app, room, slot).await
+}
+
+/// Takes an event that follows what the room has last. `None` if it follows something else.
+async fn take_on_top(
+    step: &mut Step<'_>,
+    known: &mut Known,
+    item: &Item,
+) -> Result<Option<Fate>> {
+    if known.is_here(&item.pdu) {
+        return Ok(Some(finish_known(step, item)));
+    }
+    let follows = |id: &OwnedEventId| step.extremities.iter().any(|extremity| extremity.id == *id);
+    let is_on_top = item.before.is_none()
+        && !item.is_history
+        && item.pdu.prev_events.len() == step.extremities.len()
+        && item.pdu.prev_events.iter().all(follows);
+    if !is_on_top {
+        return Ok(None);
+    }
+    let auth = match known.auth_events(&item.pdu) {
+        Ok(auth) => auth,
+        Err(missing) => {
+            return Ok(Some(Fate::Missing(Missing {
+                auth_events: missing,
+                ..Missing::default()
+            })));
+        }
+    };
+    let state = step.state_at(&judge::keys(step.room, &item.pdu)).await?;
+    let before = step.current();
+    let verdict = match judge::by_auth_events(step.room, &item.pdu, &auth, &state) {
+        Verdict::Accepted => judge::by_state(step.room, &item.pdu, &state),
+        rejected => rejected,
+    };
+    let placed = place(step.app, known, item, &auth, before)?;
+    write(step, item);
+    match verdict {
+        Verdict::Accepted => {
+            let (pdu, placed) = redacted_early(step, item, placed, &state)?;
+            item.meet_early(step, placed.nid);
+            step.add_on_top(pdu, placed, &state).await?;
+            known.arrived(step);
+            Ok(Some(Fate::Accepted))
+        }
+        Verdict::Rejected(reason) => {
+            hide(step, known, item, placed, flags::REJECTED)?;
+            Ok(Some(Fate::Rejected(reason)))
+        }
+    }
+}
+
+fn finish_known(step: &mut Step<'_>, item: &Item) -> Fate {
+    write(step, item);
+    if item.is_history {
+        let id = item.pdu.event_id.as_str();
+        step.change.write(gap_rows::close(step.room.nid, id));
+    }
+    Fate::Known
+}
+
+fn write(step: &mut Step<'_>, item: &Item) {
+    step.also(&item.writes, Vec::new());
+}
+
+/// What the room keeps of an event that is not its own.
+fn place(
+    app: &App,
+    known: &Known,
+    item: &Item,
+    auth: &[Arc<Event>],
+    before: crate::storage::state::StateAt,
+) -> Result<Placed> {
+    let stored: Option<Stub> = known.stub(&item.pdu);
+    Ok(Placed {
+        nid: match stored {
+            Some(stub) => stub.nid,
+            None => EventNid(app.log.new_id()?),
+        },
+        is_stored: stored.is_some(),
+        sender: item.sender,
+        txn: None,
+        before,
+        auth: auth.iter().map(|event| event.nid).collect(),
+        flags: if item.is_ours { flags::OURS } else { 0 },
+        redacted_by: None,
+    })
+}
+
+/// Keeps an event that nobody is shown.
+fn hide(
+    step: &mut Step<'_>,
+    known: &mut Known,
+    item: &Item,
+    mut placed: Placed,
+    flag: i64,
+) -> Result<()> {
+    placed.flags = flag;
+    let mut pdu = Arc::clone(&item.pdu);
+    if flag & flags::REJECTED != 0 {
+        Arc::make_mut(&mut pdu).rejected = true;
+    }
+    let event = step.event(pdu, &placed)?;
+    step.store(&event, &placed, None);
+    known.hidden(event);
+    Ok(())
+}
+
+/// An event is redacted when it comes, if the redaction has come before it.
+fn redacted_early(
+    step: &Step<'_>,
+    item: &Item,
+    mut placed: Placed,
+    state: &head::StateMap,
+) -> Result<(Arc<Pdu>, Placed)> {
+    for redaction in &item.redactions {
+        if step.redacts(&redaction.pdu, &item.pdu, state) {
+            placed.redacted_by = Some(redaction.nid);
+            let redacted = homing_federation::redact(&item.pdu, step.room.rules)?;
+            return Ok((Arc::new(redacted), placed));
+        }
+    }
+    Ok((Arc::clone(&item.pdu), placed))
+}

@@ -1,0 +1,251 @@
+//! An event that follows something else than what its room has last.
+
+use std::sync::Arc;
+
+use ruma::OwnedEventId;
+
+use super::{
+    Fate, Missing, finish_known, hide,
+    items::{Item, Known},
+    judge::{self, Verdict},
+    place, redacted_early, write,
+};
+use crate::{
+    bus::Effect,
+    error::Result,
+    room::{
+        append::step::{Placed, Step, key_of},
+        branches::{Changed, Derived, merge},
+        head::StateMap,
+        resolution::Newest,
+    },
+    storage::{
+        self, KeyNid,
+        events::{Stub, flags},
+        gaps,
+        state::StateAt,
+    },
+};
+
+/// Takes the event into the room, as the only one of its change.
+pub(super) async fn take(step: &mut Step<'_>, known: &mut Known, item: &Item) -> Result<Fate> {
+    if known.is_here(&item.pdu) {
+        return Ok(finish_known(step, item));
+    }
+    let mut missing = Missing::default();
+    let auth = known.auth_events(&item.pdu).unwrap_or_else(|ids| {
+        missing.auth_events = ids;
+        Vec::new()
+    });
+    let met = match &item.before {
+        Some(_) => Vec::new(),
+        None => match states_after(step, &item.pdu.prev_events).await? {
+            Ok(states) => states,
+            Err(ids) => {
+                missing.prev_events = ids;
+                Vec::new()
+            }
+        },
+    };
+    if missing != Missing::default() {
+        return Ok(Fate::Missing(missing));
+    }
+    let before = match &item.before {
+        Some(before) => before.clone(),
+        None => step.met(met.clone()).await?,
+    };
+    write(step, item);
+
+    let keys = judge::keys(step.room, &item.pdu);
+    let state = before.events(step.app, step.room, &keys).await?;
+    let verdict = match judge::by_auth_events(step.room, &item.pdu, &auth, &state) {
+        Verdict::Accepted => judge::by_state(step.room, &item.pdu, &state),
+        rejected => rejected,
+    };
+    let at = step.keep_state(&met, &before).await?;
+    let is_new = !before.changes.is_empty();
+    let mut placed = place(step.app, known, item, &auth, at)?;
+    if item.before.is_some() && !item.is_history {
+        placed.flags |= flags::AFTER_GAP;
+    }
+    if let Verdict::Rejected(reason) = verdict {
+        hide(step, known, item, placed, flags::REJECTED)?;
+        return Ok(Fate::Rejected(reason));
+    }
+
+    let key = key_of(&item.pdu);
+    let key_nid = key
+        .as_ref()
+        .map(|_| step.event(Arc::clone(&item.pdu), &placed))
+        .transpose()?
+        .and_then(|event| event.key);
+    let (after, forked) = match key_nid {
+        Some(key) => step.branch_off((at, is_new), key, placed.nid).await?,
+        None => (at, false),
+    };
+    if forked {
+        placed.flags |= flags::FORKED;
+    }
+    note_gaps(step, item).await?;
+    if item.is_history {
+        add_history(step, known, item, placed, &state).await?;
+        return Ok(Fate::Accepted);
+    }
+    let now = step.state_at(&keys).await?;
+    if !item.is_return
+        && let Verdict::Rejected(_) = judge::by_state(step.room, &item.pdu, &now)
+    {
+        let flag = (placed.flags | flags::SOFT_FAILED) & !flags::OURS;
+        hide(step, known, item, placed, flag)?;
+        return Ok(Fate::SoftFailed);
+    }
+    let after = After {
+        at: after,
+        state: match key_nid {
+            Some(key) => before.with(key, placed.nid),
+            None => before,
+        },
+        key: key_nid,
+    };
+    accept(step, item, placed, after, &now).await?;
+    known.arrived(step);
+    Ok(Fate::Accepted)
+}
+
+/// The state after an event: where it is kept, how it is told, and the key that the event changed in it.
+struct After {
+    at: StateAt,
+    state: Derived,
+    key: Option<KeyNid>,
+}
+
+/// Lets the event come, and makes current what the room's branches amount to with it.
+async fn accept(
+    step: &mut Step<'_>,
+    item: &Item,
+    placed: Placed,
+    after: After,
+    now: &StateMap,
+) -> Result<()> {
+    let (pdu, placed) = redacted_early(step, item, placed, now)?;
+    item.meet_early(step, placed.nid);
+    let mut states = vec![after.state];
+    if item.is_return {
+        step.extremities.clear();
+    }
+    for extremity in &step.extremities {
+        if !pdu.prev_events.contains(&extremity.id) {
+            states.push(Derived::stored(extremity.after));
+        }
+    }
+    let key = key_of(&pdu);
+    let replaces = key
+        .as_ref()
+        .and_then(|key| now.get(key)?.as_ref())
+        .map(|event| event.nid);
+    let auth = placed.auth.clone();
+    let (event, at) = step.enter(pdu, placed, replaces).await?;
+    let newest = Newest {
+        event: &event,
+        auth: &auth,
+    };
+    let current = current(step, states, after.key.map(|_| newest)).await?;
+    let own = key.as_ref().map(|key| (key, &event));
+    let Changed { own, others, .. } = step.set_current(&current, own, at).await?;
+    step.apply_redaction(&event, now).await?;
+    step.follow(&event, after.at);
+    let is_other = key.is_some() && !own || !others.is_empty() || item.before.is_some();
+    step.come(event, key.filter(|_| own), at);
+    if is_other {
+        step.change.effect(Effect::State {
+            room: Arc::clone(step.room),
+            changes: Some(others),
+            at,
+        });
+    }
+    Ok(())
+}
+
+/// Notes which events that this one follows are not here, so that history can be asked for from there on.
+async fn note_gaps(step: &mut Step<'_>, item: &Item) -> Result<()> {
+    let (pdu, room) = (&item.pdu, step.room.nid);
+    if item.is_history {
+        let write = gaps::close(room, pdu.event_id.as_str());
+        step.change.write(write);
+    }
+    if item.before.is_some()
+        && let Err(missing) = states_after(step, &pdu.prev_events).await?
+    {
+        for id in missing {
+            let write = gaps::open(room, id.as_str(), pdu.depth);
+            step.change.write(write);
+        }
+    }
+    Ok(())
+}
+
+/// Gives an event its place in the room's history, where nobody is told of it.
+async fn add_history(
+    step: &mut Step<'_>,
+    known: &mut Known,
+    item: &Item,
+    placed: Placed,
+    state: &StateMap,
+) -> Result<()> {
+    let (pdu, placed) = redacted_early(step, item, placed, state)?;
+    item.meet_early(step, placed.nid);
+    let event = step.remember(pdu, &placed).await?;
+    step.apply_redaction(&event, state).await?;
+    known.hidden(event);
+    Ok(())
+}
+
+/// The state that the room's branches amount to; `newest` is in one of them.
+async fn current(
+    step: &Step<'_>,
+    mut states: Vec<Derived>,
+    newest: Option<Newest<'_>>,
+) -> Result<Derived> {
+    states.dedup();
+    if let [only] = states.as_slice() {
+        return Ok(only.clone());
+    }
+    merge(step.app, step.room, states, newest).await
+}
+
+/// The states after events, or the ids of those that have no place in the room.
+async fn states_after(
+    step: &Step<'_>,
+    prev_events: &[OwnedEventId],
+) -> Result<Result<Vec<StateAt>, Vec<OwnedEventId>>> {
+    let mut states = Vec::with_capacity(prev_events.len());
+    let mut wanted = Vec::new();
+    for id in prev_events {
+        match step.extremities.iter().find(|one| one.id == *id) {
+            Some(extremity) => states.push(extremity.after),
+            None => wanted.push(id),
+        }
+    }
+    if wanted.is_empty() {
+        return Ok(Ok(states));
+    }
+    let db = &step.app.db;
+    let ids = wanted.iter().map(ToString::to_string).collect();
+    let stubs = storage::events::stubs(db, ids).await?;
+    let is_placed =
+        |stub: &&Stub| stub.room == step.room.nid && stub.flags & flags::OUTLIER == 0;
+    let nids: Vec<_> = stubs.values().filter(is_placed).map(|stub| stub.nid).collect();
+    let after = storage::branches::after(db, &nids).await?;
+    let mut missing = Vec::new();
+    for id in wanted {
+        match stubs.get(id.as_str()).and_then(|stub| after.get(&stub.nid)) {
+            Some(at) => states.push(*at),
+            None => missing.push(id.clone()),
+        }
+    }
+    Ok(if missing.is_empty() {
+        Ok(states)
+    } else {
+        Err(missing)
+    })
+}

@@ -1,0 +1,193 @@
+//! Events that rest on others which are not here: finding these, from the server that sent the event or from others in the
+//! room.
+
+use std::{collections::HashSet, sync::Arc};
+
+use homing_federation::Pdu;
+use ruma::{OwnedEventId, OwnedServerName, ServerName};
+use tracing::debug;
+
+use super::{Fate, Missing, Received, fetch, take};
+use crate::{
+    app::App,
+    error::Result,
+    room::{
+        branches::{Derived, merge},
+        head,
+    },
+    rooms::Room,
+    storage::{
+        self, Write,
+        branches,
+        events::{Stub, flags},
+    },
+};
+
+/// How often what an event rests on is asked for.
+const ROUNDS: usize = 4;
+/// How many other servers are asked when the one that sent the event does not help.
+const OTHERS: usize = 3;
+
+/// Takes an event into the room, with all that must be fetched for it. `None` if what it rests on cannot be got now.
+/// `writes` are made in the commit that settles what becomes of it.
+///
+/// # Errors
+/// If the database fails.
+pub(super) async fn settle(
+    app: &App,
+    room: &Arc<Room>,
+    origin: &ServerName,
+    pdu: &Arc<Pdu>,
+    writes: &[Write],
+) -> Result<Option<Fate>> {
+    let mut before = None;
+    let mut asked = HashSet::new();
+    for round in 0..ROUNDS {
+        let received = Received {
+            before: before.take(),
+            writes: writes.to_vec(),
+            ..Received::new(Arc::clone(pdu))
+        };
+        let missing = match take(app, room, vec![received]).await?.pop() {
+            Some(Fate::Missing(missing)) => missing,
+            fate => return Ok(fate),
+        };
+        if !missing.auth_events.is_empty() {
+            allow(app, room, origin, pdu, &missing.auth_events, &mut asked).await?;
+        }
+        if missing.prev_events.is_empty() {
+            continue;
+        }
+        if round == 0 {
+            bridge(app, room, origin, pdu).await?;
+        } else {
+            before = state_before(app, room, origin, pdu, &missing).await?;
+            if before.is_none() {
+                return Ok(None);
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Fetches the events that allow an event.
+async fn allow(
+    app: &App,
+    room: &Arc<Room>,
+    origin: &ServerName,
+    pdu: &Pdu,
+    missing: &[OwnedEventId],
+    asked: &mut HashSet<OwnedServerName>,
+) -> Result<()> {
+    for server in servers(room, origin) {
+        if !asked.insert(server.clone()) {
+            continue;
+        }
+        fetch::auth_chain(app, room, &server, &pdu.event_id).await?;
+        let ids = missing.iter().map(ToString::to_string).collect();
+        let known = storage::events::stubs(&app.db, ids).await?;
+        let still: Vec<OwnedEventId> = missing
+            .iter()
+            .filter(|id| !known.contains_key(id.as_str()))
+            .cloned()
+            .collect();
+        if still.is_empty() {
+            return Ok(());
+        }
+        fetch::single_events(app, room, &server, &still).await?;
+        return Ok(());
+    }
+    Ok(())
+}
+
+/// Takes the events between the end of the room and `pdu`, as far as they can be got.
+async fn bridge(app: &App, room: &Arc<Room>, origin: &ServerName, pdu: &Arc<Pdu>) -> Result<()> {
+    let earliest = {
+        let mut slot = room.head.lock().await;
+        let head = head::in_slot(app, room, &mut slot).await?;
+        head.extremities.iter().map(|one| one.id.clone()).collect()
+    };
+    let between = fetch::missing_events(app, room, origin, &pdu.event_id, earliest).await?;
+    for older in between.iter().filter(|older| older.event_id != pdu.event_id) {
+        settle_older(app, room, origin, older).await?;
+    }
+    Ok(())
+}
+
+/// The same as [`settle`] for an event that was fetched: what comes before it is not asked for, only the state there.
+async fn settle_older(
+    app: &App,
+    room: &Arc<Room>,
+    origin: &ServerName,
+    pdu: &Arc<Pdu>,
+) -> Result<()> {
+    let mut before = None;
+    let mut asked = HashSet::new();
+    for _ in 0..ROUNDS {
+        let received = Received {
+            before: before.take(),
+            ..Received::new(Arc::clone(pdu))
+        };
+        let Some(Fate::Missing(missing)) = take(app, room, vec![received]).await?.pop() else {
+            return Ok(());
+        };
+        if !missing.auth_events.is_empty() {
+            allow(app, room, origin, pdu, &missing.auth_events, &mut asked).await?;
+        }
+        if !missing.prev_events.is_empty() {
+            before = state_before(app, room, origin, pdu, &missing).await?;
+            if before.is_none() {
+                break;
+            }
+        }
+    }
+    debug!(event = %pdu.event_id, room = %room.id, "what an event rests on cannot be got");
+    Ok(())
+}
+
+/// The state before an event of which some of the events before it are not here: resolved from the states after those that
+/// are, and what other servers tell of the others.
+pub(super) async fn state_before(
+    app: &App,
+    room: &Arc<Room>,
+    origin: &ServerName,
+    pdu: &Pdu,
+    missing: &Missing,
+) -> Result<Option<Derived>> {
+    let ids = pdu.prev_events.iter().map(ToString::to_string).collect();
+    let stubs = storage::events::stubs(&app.db, ids).await?;
+    let is_placed = |stub: &&Stub| stub.room == room.nid && stub.flags & flags::OUTLIER == 0;
+    let nids: Vec<_> = stubs.values().filter(is_placed).map(|stub| stub.nid).collect();
+    let mut states: Vec<Derived> = branches::after(&app.db, &nids)
+        .await?
+        .into_values()
+        .map(Derived::stored)
+        .collect();
+    for id in &missing.prev_events {
+        let mut found = None;
+        for server in servers(room, origin) {
+            found = fetch::state_after(app, room, &server, id).await?;
+            if found.is_some() {
+                break;
+            }
+        }
+        match found {
+            Some(state) => states.push(state),
+            None => return Ok(None),
+        }
+    }
+    merge(app, room, states, None).await.map(Some)
+}
+
+/// Whom to ask: the server that sent the event, then some others in the room.
+fn servers(room: &Room, origin: &ServerName) -> Vec<OwnedServerName> {
+    let seen = room.seen();
+    let others = seen
+        .servers
+        .iter()
+        .filter(|(name, server)| server.joined > 0 && **name != origin)
+        .map(|(name, _)| name.clone());
+    std::iter::once(origin.to_owned())
+        .chain(others.take(OTHERS))
+        .collect()
+}

@@ -1,0 +1,127 @@
+//! History that other servers have and this one has not: fetched when somebody here reads so far ("Backfilling").
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use homing_federation::Pdu;
+use ruma::{OwnedEventId, OwnedServerName, ServerName};
+use tracing::debug;
+
+use super::{Fate, Received, fetch, gaps, take};
+use crate::{app::App, error::Result, rooms::Room, storage};
+
+/// From how many missing events on backwards is asked at once.
+const MISSING: i64 = 5;
+/// How many servers are asked.
+const SERVERS: usize = 4;
+/// How long nobody is asked again after nobody could help.
+const PAUSE: Duration = Duration::from_secs(30);
+/// How many states are asked for, for one part of history.
+const STATES: usize = 5;
+
+/// Fetches what is missing directly before the part of a room's history that begins at `depth`. Answers whether something
+/// has come.
+///
+/// # Errors
+/// If the database fails.
+pub async fn extend(app: &App, room: &Arc<Room>, depth: i64) -> Result<bool> {
+    if room.seen().servers.is_empty() {
+        return Ok(false);
+    }
+    let missing = storage::gaps::from_depth(&app.db, room.nid, depth, MISSING).await?;
+    if missing.is_empty() {
+        return Ok(false);
+    }
+    let mut failed = room.history.lock().await;
+    if failed.is_some_and(|failed: Instant| failed.elapsed() < PAUSE) {
+        return Ok(false);
+    }
+    // Somebody else may have fetched it meanwhile.
+    let now = storage::gaps::from_depth(&app.db, room.nid, depth, MISSING).await?;
+    if now != missing {
+        return Ok(true);
+    }
+    let ids: Vec<OwnedEventId> = missing
+        .iter()
+        .filter_map(|(id, _)| OwnedEventId::try_from(id.as_str()).ok())
+        .collect();
+    for server in servers(room) {
+        let Some(events) = fetch::history(app, room, &server, ids.clone()).await? else {
+            continue;
+        };
+        if add(app, room, &server, &events).await? {
+            *failed = None;
+            return Ok(true);
+        }
+    }
+    *failed = Some(Instant::now());
+    Ok(false)
+}
+
+/// Whether something is missing directly before the part of a room's history that begins at `depth`.
+///
+/// # Errors
+/// If the database fails.
+pub async fn is_missing(app: &App, room: &Room, depth: i64) -> Result<bool> {
+    if room.seen().servers.is_empty() {
+        return Ok(false);
+    }
+    let missing = storage::gaps::from_depth(&app.db, room.nid, depth, 1).await?;
+    Ok(!missing.is_empty())
+}
+
+/// The servers with the most people in the room.
+fn servers(room: &Room) -> Vec<OwnedServerName> {
+    let seen = room.seen();
+    let mut known: Vec<_> = seen
+        .servers
+        .iter()
+        .filter(|(_, server)| server.joined > 0)
+        .map(|(name, server)| (std::cmp::Reverse(server.joined), name.clone()))
+        .collect();
+    known.sort_unstable();
+    known.truncate(SERVERS);
+    known.into_iter().map(|(_, name)| name).collect()
+}
+
+/// Takes a part of history, oldest first. Answers whether any of it is new.
+async fn add(
+    app: &App,
+    room: &Arc<Room>,
+    server: &ServerName,
+    events: &[Arc<Pdu>],
+) -> Result<bool> {
+    let mut has_come = false;
+    let mut states = 0;
+    for pdu in events {
+        let mut received = Received {
+            is_history: true,
+            ..Received::new(Arc::clone(pdu))
+        };
+        let mut fate = take(app, room, vec![received.clone()]).await?.pop();
+        if let Some(Fate::Missing(missing)) = &fate
+            && !missing.auth_events.is_empty()
+        {
+            fetch::auth_chain(app, room, server, &pdu.event_id).await?;
+            fate = take(app, room, vec![received.clone()]).await?.pop();
+        }
+        if let Some(Fate::Missing(missing)) = &fate
+            && missing.auth_events.is_empty()
+            && states < STATES
+        {
+            states += 1;
+            received.before = gaps::state_before(app, room, server, pdu, missing).await?;
+            if received.before.is_some() {
+                fate = take(app, room, vec![received]).await?.pop();
+            }
+        }
+        match fate {
+            Some(Fate::Accepted) => has_come = true,
+            Some(Fate::Known) => {}
+            fate => debug!(event = %pdu.event_id, ?fate, "an old event is not taken"),
+        }
+    }
+    Ok(has_come)
+}

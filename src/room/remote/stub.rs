@@ -1,0 +1,172 @@
+//! Rooms that this server is not in, and what its users are to them all the same: invited, knocking, refused.
+
+use std::sync::Arc;
+
+use homing_federation::Pdu;
+use ruma::{
+    RoomId, RoomVersionId, ServerName, UserId, events::room::member::MembershipState,
+};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::{
+    app::App,
+    bus::Effect,
+    error::{Error, Result},
+    log::{AppendError, Change},
+    room::receive::outliers,
+    rooms::{Room, Rooms},
+    storage::{
+        self, Event, Member, Membership, RoomNid, UserNid, members, outside,
+        rooms::{HeadRow, RoomRow},
+    },
+};
+
+/// The room with this id, made known if it is not: then with nothing in it.
+pub(super) async fn room(
+    app: &App,
+    id: &RoomId,
+    version: &RoomVersionId,
+    room_type: Option<String>,
+) -> Result<Arc<Room>> {
+    if let Some(room) = app.rooms.by_id(&app.db, || app.head(), id).await? {
+        if room.version == *version {
+            return Ok(room);
+        }
+        return Err(Error::refused("the room is known to have another version"));
+    }
+    let nid = app.log.new_id()?;
+    let head = HeadRow {
+        room: nid,
+        version: 1,
+        state_line: app.log.new_id()?,
+        ..HeadRow::default()
+    };
+    let row = RoomRow {
+        nid: RoomNid(nid),
+        room_id: id.to_string(),
+        room_version: version.to_string(),
+        room_type,
+        head: head.clone(),
+        last_pos: 0,
+        bump_pos: 0,
+    };
+    let new = Rooms::create(&row, app.head())?;
+    let mut change = Change::new();
+    change.position();
+    change.write(storage::rooms::add(new.nid, &row, app.clock.now(), false));
+    change.write(storage::state::add_line(head.state_line, new.nid, None));
+    change.effect(Effect::Room(Arc::clone(&new)));
+    change.head(Arc::clone(&new), head);
+    match app.log.append(change).await {
+        Ok(_) => Ok(new),
+        // Somebody else was quicker.
+        Err(AppendError::Duplicate) => {
+            let room = app.rooms.by_id(&app.db, || app.head(), id).await?;
+            room.ok_or_else(|| Error::internal("a room is known and is not"))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Keeps what a local user is to a room that this server is not in. `told` is what they are told of it: a list of stripped
+/// state events.
+pub(super) async fn set(
+    app: &App,
+    room: &Arc<Room>,
+    user: &UserId,
+    pdu: Arc<Pdu>,
+    told: Option<&[Box<RawValue>]>,
+) -> Result<()> {
+    let event = outliers::keep_alone(app, room, pdu).await?;
+    let content: MemberContent = event.pdu.content_as().map_err(Error::internal)?;
+    let user_nid = app.user(user).await?;
+    let member = Member {
+        room: room.nid,
+        user: user_nid,
+        membership: Membership::from_state(&content.membership),
+        event: event.nid,
+        sender: event.sender,
+        pos: 0,
+        is_local: true,
+        display_name: None,
+        avatar_url: None,
+        forgotten: false,
+    };
+    let mut change = Change::new();
+    let at = change.position();
+    change.write(members::set(&member, at));
+    change.write(match told {
+        Some(told) => {
+            let json = serde_json::to_string(told).map_err(Error::internal)?;
+            outside::tell(room.nid, user_nid, &json)
+        }
+        None => outside::forget(room.nid, user_nid),
+    });
+    change.effect(Effect::Member {
+        room: Arc::clone(room),
+        member,
+        at,
+    });
+    app.log.append(change).await?;
+    Ok(())
+}
+
+#[derive(Deserialize)]
+struct MemberContent {
+    membership: MembershipState,
+}
+
+/// What a local user is to a room, with the member event.
+pub(super) async fn member(
+    app: &App,
+    room: &Room,
+    user: UserNid,
+) -> Result<Option<(Member, Event)>> {
+    let Some(member) = members::get(&app.db, room.nid, user).await? else {
+        return Ok(None);
+    };
+    let events = storage::events::many(&app.db, room.rules, &[member.event]).await?;
+    Ok(events.into_iter().next().map(|event| (member, event)))
+}
+
+/// Takes the word of the server of those who have invited somebody here, or of one who may answer a knock, that the invite
+/// or the knock is void. This server is not in the room, so it cannot judge.
+///
+/// # Errors
+/// If the database fails. `false` if it is nothing of that kind.
+pub async fn retract(
+    app: &App,
+    room: &Arc<Room>,
+    origin: &ServerName,
+    pdu: &Arc<Pdu>,
+) -> Result<bool> {
+    let content: Option<MemberContent> = pdu.content_as().ok();
+    let (Some(content), Some(Ok(user))) = (content, pdu.state_key.as_deref().map(UserId::parse))
+    else {
+        return Ok(false);
+    };
+    let ends = matches!(
+        content.membership,
+        MembershipState::Leave | MembershipState::Ban
+    );
+    if !ends || &*pdu.event_type != "m.room.member" || !app.is_local(&user) {
+        return Ok(false);
+    }
+    let Some(nid) = app.names.find_user(&app.db, &user).await? else {
+        return Ok(false);
+    };
+    let Some((member, event)) = member(app, room, nid).await? else {
+        return Ok(false);
+    };
+    let is_theirs = match member.membership {
+        Membership::Invite => event.pdu.sender.server_name() == pdu.sender.server_name(),
+        Membership::Knock => true,
+        _ => false,
+    };
+    if !is_theirs || pdu.sender.server_name() != origin {
+        return Ok(false);
+    }
+    set(app, room, &user, Arc::clone(pdu), None).await?;
+    Ok(true)
+}

@@ -1,0 +1,187 @@
+//! "Joining Rooms", "Knocking upon a room", "Inviting to a room", "Leaving Rooms (Rejecting Invites)".
+
+use std::sync::Arc;
+
+use ruma::{
+    OwnedEventId,
+    api::federation::membership::{
+        RawStrippedState, create_invite, create_join_event, create_knock_event, create_leave_event,
+        prepare_join_event, prepare_knock_event, prepare_leave_event,
+    },
+    events::room::member::MembershipState,
+};
+use serde_json::value::RawValue;
+
+use crate::{
+    app::App,
+    error::{Error, Result},
+    http::{Call, Routes},
+    room::{
+        outline,
+        remote::invite::{self, Invite},
+        resident,
+    },
+    storage::{self, EventNid, auth_chain, state::StateAt},
+};
+
+/// The most events of an auth chain that are answered.
+const MAX_CHAIN: usize = 200_000;
+/// How many events are read at once.
+const AT_ONCE: usize = 1000;
+
+pub(super) fn routes() -> Routes {
+    Routes::new()
+        .add::<prepare_join_event::v1::Request, _, _>(prepare_join_event)
+        .add::<create_join_event::v2::Request, _, _>(create_join_event)
+        .add::<prepare_leave_event::v1::Request, _, _>(prepare_leave_event)
+        .add::<create_leave_event::v2::Request, _, _>(create_leave_event)
+        .add::<prepare_knock_event::v1::Request, _, _>(prepare_knock_event)
+        .add::<create_knock_event::v1::Request, _, _>(create_knock_event)
+        .add::<create_invite::v2::Request, _, _>(create_invite)
+}
+
+/// `GET /_matrix/federation/v1/make_join/{roomId}/{userId}`
+async fn prepare_join_event(
+    app: Arc<App>,
+    call: Call<prepare_join_event::v1::Request>,
+) -> Result<prepare_join_event::v1::Response> {
+    let (request, origin) = (call.body, &call.requester.server);
+    let room = resident::room(&app, &request.room_id, origin).await?;
+    let join = MembershipState::Join;
+    let (user, versions) = (&request.user_id, Some(request.ver.as_slice()));
+    let event = resident::prepare(&app, &room, origin, user, join, versions).await?;
+    let mut response = prepare_join_event::v1::Response::new(event);
+    response.room_version = Some(room.version.clone());
+    Ok(response)
+}
+
+/// `PUT /_matrix/federation/v2/send_join/{roomId}/{eventId}`
+///
+/// The whole state is answered, also to servers that would be content with less.
+async fn create_join_event(
+    app: Arc<App>,
+    call: Call<create_join_event::v2::Request>,
+) -> Result<create_join_event::v2::Response> {
+    let (request, origin) = (call.body, &call.requester.server);
+    let room = resident::room(&app, &request.room_id, origin).await?;
+    let (id, join) = (&request.event_id, MembershipState::Join);
+    let pdu = resident::accept(&app, &room, origin, id, request.pdu, join).await?;
+
+    let ids = vec![pdu.event_id.to_string()];
+    let event = storage::events::by_ids(&app.db, room.rules, room.nid, ids).await?;
+    let event = event
+        .into_iter()
+        .next()
+        .ok_or_else(|| Error::internal("a join was let in and is not there"))?;
+    let before = StateAt {
+        line: event.state_line,
+        sv: event.state_sv,
+    };
+    let state = storage::state::all_at(&app.db, before).await?;
+    let state: Vec<EventNid> = state.into_iter().map(|(_, event)| event).collect();
+    let mut roots = state.clone();
+    roots.push(event.nid);
+    let chain = auth_chain::closure(&app.db, &roots, MAX_CHAIN).await?;
+    let chain = chain.ok_or_else(|| Error::refused("the room is too large to be joined here"))?;
+    let mut response = create_join_event::v2::RoomState::new();
+    response.auth_chain = texts(&app, &chain).await?;
+    response.state = texts(&app, &state).await?;
+    response.event = Some(raw(&pdu.json)?);
+    Ok(create_join_event::v2::Response::new(response))
+}
+
+/// The JSON of events.
+async fn texts(app: &App, events: &[EventNid]) -> Result<Vec<Box<RawValue>>> {
+    let mut texts = Vec::with_capacity(events.len());
+    for part in events.chunks(AT_ONCE) {
+        for json in storage::events::texts(&app.db, part).await? {
+            texts.push(RawValue::from_string(json).map_err(Error::internal)?);
+        }
+    }
+    Ok(texts)
+}
+
+fn raw(json: &str) -> Result<Box<RawValue>> {
+    RawValue::from_string(json.to_owned()).map_err(Error::internal)
+}
+
+/// `GET /_matrix/federation/v1/make_leave/{roomId}/{userId}`
+async fn prepare_leave_event(
+    app: Arc<App>,
+    call: Call<prepare_leave_event::v1::Request>,
+) -> Result<prepare_leave_event::v1::Response> {
+    let (request, origin) = (call.body, &call.requester.server);
+    let room = resident::room(&app, &request.room_id, origin).await?;
+    let leave = MembershipState::Leave;
+    let event = resident::prepare(&app, &room, origin, &request.user_id, leave, None).await?;
+    let version = Some(room.version.clone());
+    Ok(prepare_leave_event::v1::Response::new(version, event))
+}
+
+/// `PUT /_matrix/federation/v2/send_leave/{roomId}/{eventId}`
+async fn create_leave_event(
+    app: Arc<App>,
+    call: Call<create_leave_event::v2::Request>,
+) -> Result<create_leave_event::v2::Response> {
+    let (request, origin) = (call.body, &call.requester.server);
+    let room = resident::room(&app, &request.room_id, origin).await?;
+    let (id, leave) = (&request.event_id, MembershipState::Leave);
+    resident::accept(&app, &room, origin, id, request.pdu, leave).await?;
+    Ok(create_leave_event::v2::Response::new())
+}
+
+/// `GET /_matrix/federation/v1/make_knock/{roomId}/{userId}`
+async fn prepare_knock_event(
+    app: Arc<App>,
+    call: Call<prepare_knock_event::v1::Request>,
+) -> Result<prepare_knock_event::v1::Response> {
+    let (request, origin) = (call.body, &call.requester.server);
+    let room = resident::room(&app, &request.room_id, origin).await?;
+    let knock = MembershipState::Knock;
+    let (user, versions) = (&request.user_id, Some(request.ver.as_slice()));
+    let event = resident::prepare(&app, &room, origin, user, knock, versions).await?;
+    let version = room.version.clone();
+    Ok(prepare_knock_event::v1::Response::new(version, event))
+}
+
+/// `PUT /_matrix/federation/v1/send_knock/{roomId}/{eventId}`
+async fn create_knock_event(
+    app: Arc<App>,
+    call: Call<create_knock_event::v1::Request>,
+) -> Result<create_knock_event::v1::Response> {
+    let (request, origin) = (call.body, &call.requester.server);
+    let room = resident::room(&app, &request.room_id, origin).await?;
+    let (id, knock) = (&request.event_id, MembershipState::Knock);
+    let pdu = resident::accept(&app, &room, origin, id, request.pdu, knock).await?;
+    let told = outline::of(&app, &room, &pdu.sender).await?;
+    let told = told
+        .iter()
+        .map(|event| raw(&event.pdu.json).map(RawStrippedState::Pdu));
+    let told = told.collect::<Result<_>>()?;
+    Ok(create_knock_event::v1::Response::new(told))
+}
+
+/// `PUT /_matrix/federation/v2/invite/{roomId}/{eventId}`
+async fn create_invite(
+    app: Arc<App>,
+    call: Call<create_invite::v2::Request>,
+) -> Result<create_invite::v2::Response> {
+    let (request, origin) = (call.body, call.requester.server.clone());
+    let (room_id, event_id): (_, OwnedEventId) = (request.room_id, request.event_id);
+    let invite = Invite {
+        origin,
+        version: request.room_version,
+        event: request.event,
+        told: request.invite_room_state,
+    };
+    let event = invite::receive(&app, invite, |pdu| {
+        if pdu.event_id != event_id {
+            return Err(Error::invalid_param("the event has another id"));
+        }
+        if pdu.room_id != room_id {
+            return Err(Error::invalid_param("the event is of another room"));
+        }
+        Ok(())
+    });
+    Ok(create_invite::v2::Response::new(event.await?))
+}

@@ -1,0 +1,106 @@
+//! `inbound_pdu`: events of other servers that have arrived and wait for others that they rest on.
+
+use super::{Db, Insert, Result, RoomNid, Write};
+use crate::{args, sql};
+
+/// An event that waits.
+#[derive(Clone, Debug)]
+pub struct Waiting {
+    /// What it is called here while it waits.
+    pub nid: i64,
+    /// Its id.
+    pub event_id: String,
+    /// The server that sent it.
+    pub origin: String,
+    /// Its JSON, whose signatures are good.
+    pub json: String,
+    /// How often it was tried in vain to find what it rests on.
+    pub attempts: i64,
+}
+
+static INBOUND: Insert = Insert {
+    table: "inbound_pdu",
+    columns: &[
+        "room_nid", "event_id", "nid", "origin", "json", "ts", "attempts", "next_ts",
+    ],
+    key: 2,
+    conflict: "ON CONFLICT (room_nid, event_id) DO NOTHING",
+};
+
+/// An event waits from `now` on (milliseconds since 1970).
+#[must_use]
+pub fn add(room: RoomNid, waiting: &Waiting, now: i64) -> Write {
+    Write::Insert(
+        &INBOUND,
+        args![
+            room,
+            waiting.event_id.as_str(),
+            waiting.nid,
+            waiting.origin.as_str(),
+            waiting.json.as_str(),
+            now,
+            0_i64,
+            0_i64,
+        ],
+    )
+}
+
+/// An event waits no longer.
+#[must_use]
+pub fn remove(room: RoomNid, event_id: &str) -> Write {
+    Write::Run(
+        sql!("DELETE FROM inbound_pdu WHERE room_nid = $1 AND event_id = $2"),
+        args![room, event_id],
+    )
+}
+
+/// An event is not to be tried again before `next` (milliseconds since 1970).
+#[must_use]
+pub fn postpone(room: RoomNid, event_id: &str, attempts: i64, next: i64) -> Write {
+    Write::Run(
+        sql!(
+            "UPDATE inbound_pdu SET attempts = $3, next_ts = $4 WHERE room_nid = $1 AND event_id = $2"
+        ),
+        args![room, event_id, attempts, next],
+    )
+}
+
+/// How many events of a room wait.
+pub async fn count(db: &Db, room: RoomNid) -> Result<i64> {
+    let query = sql!("SELECT count(*) FROM inbound_pdu WHERE room_nid = $1");
+    db.one(query, args![room]).await?.get(0)
+}
+
+/// The events of a room that may be tried now, in the order in which they have come, at most `limit`.
+pub async fn ready(db: &Db, room: RoomNid, now: i64, limit: i64) -> Result<Vec<Waiting>> {
+    let query = sql!(
+        "SELECT nid, event_id, origin, json, attempts FROM inbound_pdu WHERE room_nid = $1 AND next_ts <= $2 ",
+        "ORDER BY nid LIMIT $3"
+    );
+    db.rows(query, args![room, now, limit])
+        .await?
+        .iter()
+        .map(|row| {
+            Ok(Waiting {
+                nid: row.get(0)?,
+                event_id: row.get(1)?,
+                origin: row.get(2)?,
+                json: row.get(3)?,
+                attempts: row.get(4)?,
+            })
+        })
+        .collect()
+}
+
+/// When the next event of a room may be tried again; `None` if none waits.
+pub async fn next_try(db: &Db, room: RoomNid) -> Result<Option<i64>> {
+    let query = sql!("SELECT min(next_ts) FROM inbound_pdu WHERE room_nid = $1");
+    db.one(query, args![room]).await?.get(0)
+}
+
+/// The rooms in which events wait.
+pub async fn rooms(db: &Db) -> Result<Vec<RoomNid>> {
+    let query = sql!("SELECT DISTINCT room_nid FROM inbound_pdu");
+    let rows = db.rows(query, args![]).await?;
+    rows.iter().map(|row| row.get(0).map(RoomNid)).collect()
+}

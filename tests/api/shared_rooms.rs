@@ -1,0 +1,190 @@
+//! Rooms that several servers share.
+
+use serde_json::{Value, json};
+
+use crate::server::{TestServer, User};
+
+/// Syncs until something is there, from the beginning each time.
+pub async fn eventually<T>(user: &User<'_>, find: impl Fn(&Value) -> Option<T>) -> T {
+    let mut since = String::new();
+    let started = std::time::Instant::now();
+    let mut whole = Value::Null;
+    while started.elapsed() < std::time::Duration::from_secs(20) {
+        whole = user.sync("full_state=true").await;
+        if let Some(found) = find(&whole) {
+            return found;
+        }
+        let waiting = if since.is_empty() {
+            whole["next_batch"].as_str().expect("a token").to_owned()
+        } else {
+            since
+        };
+        let next = user.sync(&format!("since={waiting}&timeout=2000")).await;
+        since = next["next_batch"].as_str().expect("a token").to_owned();
+    }
+    panic!("{} does not see it: {whole}", user.id);
+}
+
+/// Waits until somebody sees a message.
+pub async fn sees(user: &User<'_>, room: &str, event: &str) {
+    eventually(user, |sync| {
+        let timeline = sync["rooms"]["join"][room]["timeline"]["events"].as_array()?;
+        let is_it = |it: &&Value| it["event_id"] == event;
+        timeline.iter().find(is_it).map(drop)
+    })
+    .await;
+}
+
+/// What the state of a room is for somebody: type, state key and content, in order.
+pub async fn state(user: &User<'_>, room: &str) -> Vec<String> {
+    let state = user.get(&format!("/rooms/{room}/state")).await.ok();
+    let mut state: Vec<String> = state
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|event| {
+            format!(
+                "{} {} {}",
+                event["type"], event["state_key"], event["event_id"]
+            )
+        })
+        .collect();
+    state.sort();
+    state
+}
+
+#[tokio::test]
+async fn a_public_room_of_another_server_is_joined() {
+    let (here, there) = (TestServer::federated().await, TestServer::federated().await);
+    let (alice, bob) = (here.register("alice").await, there.register("bob").await);
+    for version in ["6", "9", "10", "11", "12"] {
+        let room = alice
+            .create_room(json!({ "preset": "public_chat", "room_version": version, "name": "Open" }))
+            .await;
+        let path = format!("/join/{room}?via={}", here.name());
+        bob.post(&path, json!({ "reason": "hello" })).await.ok();
+        assert_eq!(state(&alice, &room).await, state(&bob, &room).await);
+        let sync = eventually(&bob, |sync| {
+            let room = &sync["rooms"]["join"][&room];
+            room.is_object().then(|| room.clone())
+        })
+        .await;
+        assert_eq!(sync["summary"]["m.joined_member_count"], 2);
+        let members = alice.get(&format!("/rooms/{room}/joined_members")).await.ok();
+        assert!(members["joined"][&bob.id].is_object(), "{members}");
+    }
+}
+
+#[tokio::test]
+async fn somebody_on_another_server_is_invited_and_comes_or_not() {
+    let (here, there) = (TestServer::federated().await, TestServer::federated().await);
+    let (alice, bob) = (here.register("alice").await, there.register("bob").await);
+    let room = alice
+        .create_room(json!({ "name": "Two", "invite": [bob.id], "is_direct": true }))
+        .await;
+    let invite = eventually(&bob, |sync| {
+        let invite = &sync["rooms"]["invite"][&room]["invite_state"]["events"];
+        invite.as_array().cloned()
+    })
+    .await;
+    let told = |kind: &str| invite.iter().find(|event| event["type"] == kind);
+    assert_eq!(told("m.room.name").unwrap()["content"]["name"], "Two");
+    let own = invite.iter().find(|event| event["state_key"] == bob.id).unwrap();
+    assert_eq!(own["content"]["membership"], "invite");
+    assert_eq!(own["content"]["is_direct"], true);
+
+    bob.post(&format!("/rooms/{room}/leave"), json!({})).await.ok();
+    let member = alice
+        .get(&format!("/rooms/{room}/state/m.room.member/{}", bob.id))
+        .await
+        .ok();
+    assert_eq!(member["membership"], "leave");
+    bob.post(&format!("/rooms/{room}/join"), json!({}))
+        .await
+        .fails(404, "M_NOT_FOUND");
+
+    let body = json!({ "user_id": bob.id });
+    alice.post(&format!("/rooms/{room}/invite"), body).await.ok();
+    bob.post(&format!("/rooms/{room}/join"), json!({})).await.ok();
+    assert_eq!(state(&alice, &room).await, state(&bob, &room).await);
+}
+
+#[tokio::test]
+async fn history_from_before_a_join_is_fetched() {
+    let (here, there) = (TestServer::federated().await, TestServer::federated().await);
+    let (alice, bob) = (here.register("alice").await, there.register("bob").await);
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    let mut said = Vec::new();
+    for number in 0..30 {
+        said.push(alice.say(&room, &format!("message {number}")).await);
+    }
+    let path = format!("/join/{room}?via={}", here.name());
+    bob.post(&path, json!({})).await.ok();
+    let mut from = String::new();
+    let mut seen = Vec::new();
+    for _ in 0..20 {
+        let path = format!("/rooms/{room}/messages?dir=b&limit=10{from}");
+        let page = bob.get(&path).await.ok();
+        for event in page["chunk"].as_array().unwrap() {
+            seen.push(event["event_id"].as_str().unwrap().to_owned());
+        }
+        match page["end"].as_str() {
+            Some(end) => from = format!("&from={end}"),
+            None => break,
+        }
+    }
+    let all = alice.get(&format!("/rooms/{room}/messages?dir=b&limit=100")).await.ok();
+    let all: Vec<&str> = all["chunk"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|event| event["event_id"].as_str())
+        .collect();
+    assert_eq!(seen, all);
+    assert!(said.iter().all(|event| seen.contains(event)));
+}
+
+async fn set(user: &User<'_>, room: &str, kind: &str, content: Value) {
+    let path = format!("/rooms/{room}/state/{kind}/");
+    user.put(&path, content).await.ok();
+}
+
+#[tokio::test]
+async fn what_is_said_arrives_both_ways() {
+    let (here, there) = (TestServer::federated().await, TestServer::federated().await);
+    let (alice, bob) = (here.register("alice").await, there.register("bob").await);
+    let room = alice.create_room(json!({ "invite": [bob.id] })).await;
+    eventually(&bob, |sync| sync["rooms"]["invite"][&room].is_object().then_some(())).await;
+    bob.post(&format!("/rooms/{room}/join"), json!({})).await.ok();
+    for round in 0..3 {
+        let said = alice.say(&room, &format!("hello {round}")).await;
+        sees(&bob, &room, &said).await;
+        let said = bob.say(&room, &format!("hi {round}")).await;
+        sees(&alice, &room, &said).await;
+    }
+    // Both at once: a fork, that the next message closes.
+    let (one, two) = tokio::join!(alice.say(&room, "one"), bob.say(&room, "two"));
+    sees(&bob, &room, &one).await;
+    sees(&alice, &room, &two).await;
+    let levels = json!({ "users": { (alice.id.clone()): 100, (bob.id.clone()): 100 } });
+    let levels = if alice.server.app.config.rooms.default_version.as_str() == "12" {
+        json!({ "users": { (bob.id.clone()): 100 } })
+    } else {
+        levels
+    };
+    set(&alice, &room, "m.room.power_levels", levels).await;
+    let last = alice.say(&room, "you too").await;
+    sees(&bob, &room, &last).await;
+    tokio::join!(
+        set(&alice, &room, "m.room.name", json!({ "name": "Two" })),
+        set(&bob, &room, "m.room.topic", json!({ "topic": "Both" })),
+    );
+    tokio::join!(
+        set(&alice, &room, "m.room.name", json!({ "name": "A" })),
+        set(&bob, &room, "m.room.name", json!({ "name": "B" })),
+    );
+    let (one, two) = (alice.say(&room, "done").await, bob.say(&room, "done").await);
+    sees(&bob, &room, &one).await;
+    sees(&alice, &room, &two).await;
+    assert_eq!(state(&alice, &room).await, state(&bob, &room).await);
+}
