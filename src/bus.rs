@@ -32,6 +32,9 @@ pub use feed::{Feed, FeedState};
 /// How long a feed outlives its last use.
 const FEED_IDLE: Duration = Duration::from_mins(10);
 
+/// What some keys of a room's state have now; `None` where the state has no event any more.
+pub type StateChanges = Vec<(Key, Option<Arc<Event>>)>;
+
 /// What memory learns from a change once it is committed.
 #[derive(Debug)]
 pub enum Effect {
@@ -53,7 +56,7 @@ pub enum Effect {
         /// The room.
         room: Arc<Room>,
         /// What holds now; `None` where nothing does any more. Without it, nothing is as it was.
-        changes: Option<Vec<(Key, Option<Arc<Event>>)>>,
+        changes: Option<StateChanges>,
         /// The position of the change.
         at: Position,
     },
@@ -383,6 +386,20 @@ impl Bus {
         self.one(member.user, told, |feed| feed.member_changed(member));
     }
 
+    fn resolved(&self, room: &Room, changes: Option<StateChanges>, pos: Pos, told: &mut Told) {
+        let mut seen = room.seen_mut();
+        match changes {
+            Some(changes) => {
+                for (key, event) in changes {
+                    seen.set_state(key, event);
+                }
+            }
+            None => seen.forget_state(),
+        }
+        seen.start_anew(pos);
+        self.each(&seen.local, told, |feed| feed.room_changed(room.nid, pos));
+    }
+
     fn apply_one(&self, rooms: &Rooms, first: Pos, effect: Effect, told: &mut Told) {
         match effect {
             Effect::Room(room) => rooms.keep(&room),
@@ -398,18 +415,7 @@ impl Bus {
                 self.event(&room, key, event, pos, told);
             }
             Effect::State { room, changes, at } => {
-                let pos = at.after(first);
-                let mut seen = room.seen_mut();
-                match changes {
-                    Some(changes) => {
-                        for (key, event) in changes {
-                            seen.set_state(key, event);
-                        }
-                    }
-                    None => seen.forget_state(),
-                }
-                seen.start_anew(pos);
-                self.each(&seen.local, told, |feed| feed.room_changed(room.nid, pos));
+                self.resolved(&room, changes, at.after(first), told);
             }
             Effect::Head {
                 room,

@@ -128,7 +128,11 @@ pub async fn compare(app: &App, states: &[Derived]) -> Result<Conflict> {
     for state in states {
         found.push(state.values(app, &keys).await?);
     }
-    keys.retain(|key| found.iter().any(|state| state.get(key) != found[0].get(key)));
+    keys.retain(|key| {
+        found
+            .iter()
+            .any(|state| state.get(key) != found[0].get(key))
+    });
     keys.sort_unstable();
     let states = found
         .into_iter()
@@ -201,7 +205,7 @@ impl Step<'_> {
         let db = &self.app.db;
         let is_deep = ancestry(db, state.base).await?.len() >= MAX_NESTING;
         let (parent, changes) = if is_deep {
-            self.from_main_line(state).await?
+            self.against_main_line(state).await?
         } else {
             (state.base, state.changes.clone())
         };
@@ -223,7 +227,7 @@ impl Step<'_> {
     }
 
     /// How a state differs from the newest version of the main line.
-    async fn from_main_line(
+    async fn against_main_line(
         &self,
         state: &Derived,
     ) -> Result<(StateAt, HashMap<KeyNid, Option<EventNid>>)> {
@@ -266,7 +270,7 @@ impl Step<'_> {
         let after = if follows {
             next
         } else if ancestry(&self.app.db, before).await?.len() >= MAX_NESTING {
-            let (main, changes) = self.from_main_line(&Derived::stored(before)).await?;
+            let (main, changes) = self.against_main_line(&Derived::stored(before)).await?;
             let at = self.open_line(main)?;
             for (key, event) in changes {
                 self.change
@@ -319,12 +323,12 @@ impl Step<'_> {
             let Some(key) = names.get(&nid) else {
                 return Err(Error::internal("a key has no name"));
             };
-            let find = |state: Option<&HashMap<KeyNid, EventNid>>| {
-                events.get(state?.get(&nid)?).cloned()
-            };
+            let find =
+                |state: Option<&HashMap<KeyNid, EventNid>>| events.get(state?.get(&nid)?).cloned();
             let (old, new) = (find(before), find(after));
             self.set_state(key.clone(), Some(nid), new.as_deref(), old.as_deref(), at)?;
-            let is_own = own.is_some_and(|(_, own)| new.as_ref().is_some_and(|new| new.nid == own.nid));
+            let is_own =
+                own.is_some_and(|(_, own)| new.as_ref().is_some_and(|new| new.nid == own.nid));
             if is_own {
                 changed.own = true;
                 changed.replaces = old.map(|old| old.nid);

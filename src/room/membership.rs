@@ -378,7 +378,9 @@ pub async fn knock(
     }
     let servers = remote::candidates(app, room.as_deref(), id, via, None);
     if servers.is_empty() {
-        return Err(Error::not_found(format!("no server is known that is in {id}")));
+        return Err(Error::not_found(format!(
+            "no server is known that is in {id}"
+        )));
     }
     add_reason(&mut content, reason);
     remote::knock(app, id, sender, content, servers).await

@@ -125,9 +125,7 @@ pub async fn take(app: &App, room: &Arc<Room>, events: Vec<Received>) -> Result<
                 tries = 0;
             }
             // The room changed, or somebody else has brought one of these events.
-            Err(Error::Append(AppendError::Conflict | AppendError::Duplicate))
-                if tries < TRIES =>
-            {
+            Err(Error::Append(AppendError::Conflict | AppendError::Duplicate)) if tries < TRIES => {
                 tries += 1;
                 known.look_again(app, &pdus).await?;
             }
@@ -214,11 +212,7 @@ pub(super) async fn settled<'a>(
 }
 
 /// Takes an event that follows what the room has last. `None` if it follows something else.
-async fn take_on_top(
-    step: &mut Step<'_>,
-    known: &mut Known,
-    item: &Item,
-) -> Result<Option<Fate>> {
+async fn take_on_top(step: &mut Step<'_>, known: &mut Known, item: &Item) -> Result<Option<Fate>> {
     if known.is_here(&item.pdu) {
         return Ok(Some(finish_known(step, item)));
     }
@@ -243,7 +237,7 @@ async fn take_on_top(
     let before = step.current();
     let verdict = match judge::by_auth_events(step.room, &item.pdu, &auth, &state) {
         Verdict::Accepted => judge::by_state(step.room, &item.pdu, &state),
-        rejected => rejected,
+        rejected @ Verdict::Rejected(_) => rejected,
     };
     let placed = place(step.app, known, item, &auth, before)?;
     write(step, item);

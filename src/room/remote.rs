@@ -24,11 +24,7 @@ pub use knock::knock;
 pub use leave::leave;
 pub use stub::retract;
 
-use crate::{
-    app::App,
-    error::Error,
-    rooms::Room,
-};
+use crate::{app::App, error::Error, rooms::Room};
 
 /// How many servers are asked for one thing.
 const SERVERS: usize = 10;

@@ -6,8 +6,7 @@ use std::sync::Arc;
 use homing_federation::{Pdu, json::strict_json, received::sign_received};
 use http::StatusCode;
 use ruma::{
-    CanonicalJsonValue, EventId, OwnedUserId, RoomId, RoomVersionId,
-    ServerName, UserId,
+    CanonicalJsonValue, EventId, OwnedUserId, RoomId, RoomVersionId, ServerName, UserId,
     api::error::{ErrorKind, IncompatibleRoomVersionErrorData},
     events::room::member::MembershipState,
 };

@@ -109,6 +109,7 @@ pub async fn resolve(
     translate(app, room, changes, &events).await
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "it is given to map_err")]
 fn too_much(error: homing_federation::Error) -> Error {
     Error::new(
         StatusCode::BAD_REQUEST,
@@ -277,7 +278,14 @@ async fn compute(
             difference,
             subgraph,
         } = input;
-        state_res::resolve(rules, &conflicted, &unconflicted, difference, subgraph, fetch)
+        state_res::resolve(
+            rules,
+            &conflicted,
+            &unconflicted,
+            difference,
+            subgraph,
+            fetch,
+        )
     });
     match resolved.await.map_err(Error::internal)? {
         Ok(changes) => Ok(changes),
@@ -309,7 +317,10 @@ async fn translate(
         .collect();
     let strange = storage::events::stubs(&app.db, strange).await?;
     for id in changes.values().flatten() {
-        if let Some(stub) = strange.get(id.as_str()).filter(|stub| stub.room == room.nid) {
+        if let Some(stub) = strange
+            .get(id.as_str())
+            .filter(|stub| stub.room == room.nid)
+        {
             nids.insert(id, stub.nid);
         }
     }

@@ -21,10 +21,8 @@ const MAX_BYTES: usize = (MAX_PDUS + MAX_EDUS) * (64 << 10) + (1 << 20);
 const WAIT: Duration = Duration::from_secs(1);
 
 pub(super) fn routes() -> Routes {
-    Routes::new().sized::<send_transaction_message::v1::Request, _, _>(
-        MAX_BYTES,
-        send_transaction_message,
-    )
+    Routes::new()
+        .sized::<send_transaction_message::v1::Request, _, _>(MAX_BYTES, send_transaction_message)
 }
 
 /// `PUT /_matrix/federation/v1/send/{txnId}`

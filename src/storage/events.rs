@@ -6,8 +6,8 @@ use homing_federation::Pdu;
 use ruma::room_version_rules::RoomVersionRules;
 
 use super::{
-    Arg, Db, DeviceNid, EventNid, Insert, KeyNid, Pos, Position, Result, RoomNid, Row, TypeNid, UserNid,
-    Write, pack,
+    Arg, Db, DeviceNid, EventNid, Insert, KeyNid, Pos, Position, Result, RoomNid, Row, TypeNid,
+    UserNid, Write, pack,
 };
 use crate::{args, sql};
 

@@ -59,7 +59,9 @@ async fn a_public_room_of_another_server_is_joined() {
     let (alice, bob) = (here.register("alice").await, there.register("bob").await);
     for version in ["6", "9", "10", "11", "12"] {
         let room = alice
-            .create_room(json!({ "preset": "public_chat", "room_version": version, "name": "Open" }))
+            .create_room(
+                json!({ "preset": "public_chat", "room_version": version, "name": "Open" }),
+            )
             .await;
         let path = format!("/join/{room}?via={}", here.name());
         bob.post(&path, json!({ "reason": "hello" })).await.ok();
@@ -70,7 +72,10 @@ async fn a_public_room_of_another_server_is_joined() {
         })
         .await;
         assert_eq!(sync["summary"]["m.joined_member_count"], 2);
-        let members = alice.get(&format!("/rooms/{room}/joined_members")).await.ok();
+        let members = alice
+            .get(&format!("/rooms/{room}/joined_members"))
+            .await
+            .ok();
         assert!(members["joined"][&bob.id].is_object(), "{members}");
     }
 }
@@ -89,11 +94,16 @@ async fn somebody_on_another_server_is_invited_and_comes_or_not() {
     .await;
     let told = |kind: &str| invite.iter().find(|event| event["type"] == kind);
     assert_eq!(told("m.room.name").unwrap()["content"]["name"], "Two");
-    let own = invite.iter().find(|event| event["state_key"] == bob.id).unwrap();
+    let own = invite
+        .iter()
+        .find(|event| event["state_key"] == bob.id)
+        .unwrap();
     assert_eq!(own["content"]["membership"], "invite");
     assert_eq!(own["content"]["is_direct"], true);
 
-    bob.post(&format!("/rooms/{room}/leave"), json!({})).await.ok();
+    bob.post(&format!("/rooms/{room}/leave"), json!({}))
+        .await
+        .ok();
     let member = alice
         .get(&format!("/rooms/{room}/state/m.room.member/{}", bob.id))
         .await
@@ -104,8 +114,13 @@ async fn somebody_on_another_server_is_invited_and_comes_or_not() {
         .fails(404, "M_NOT_FOUND");
 
     let body = json!({ "user_id": bob.id });
-    alice.post(&format!("/rooms/{room}/invite"), body).await.ok();
-    bob.post(&format!("/rooms/{room}/join"), json!({})).await.ok();
+    alice
+        .post(&format!("/rooms/{room}/invite"), body)
+        .await
+        .ok();
+    bob.post(&format!("/rooms/{room}/join"), json!({}))
+        .await
+        .ok();
     assert_eq!(state(&alice, &room).await, state(&bob, &room).await);
 }
 
@@ -133,7 +148,10 @@ async fn history_from_before_a_join_is_fetched() {
             None => break,
         }
     }
-    let all = alice.get(&format!("/rooms/{room}/messages?dir=b&limit=100")).await.ok();
+    let all = alice
+        .get(&format!("/rooms/{room}/messages?dir=b&limit=100"))
+        .await
+        .ok();
     let all: Vec<&str> = all["chunk"]
         .as_array()
         .unwrap()
@@ -154,8 +172,13 @@ async fn what_is_said_arrives_both_ways() {
     let (here, there) = (TestServer::federated().await, TestServer::federated().await);
     let (alice, bob) = (here.register("alice").await, there.register("bob").await);
     let room = alice.create_room(json!({ "invite": [bob.id] })).await;
-    eventually(&bob, |sync| sync["rooms"]["invite"][&room].is_object().then_some(())).await;
-    bob.post(&format!("/rooms/{room}/join"), json!({})).await.ok();
+    eventually(&bob, |sync| {
+        sync["rooms"]["invite"][&room].is_object().then_some(())
+    })
+    .await;
+    bob.post(&format!("/rooms/{room}/join"), json!({}))
+        .await
+        .ok();
     for round in 0..3 {
         let said = alice.say(&room, &format!("hello {round}")).await;
         sees(&bob, &room, &said).await;

@@ -19,8 +19,8 @@ use crate::{
     room::head::{self, StateMap},
     rooms::{Extremity, Head, Room, ServerCount},
     storage::{
-        self, DeviceNid, Event, EventNid, Position, ReadMarker, RoomNid, UserNid, Write, events::flags,
-        receipts, rooms::HeadRow, search, state::StateAt, threads::ThreadCount,
+        self, DeviceNid, Event, EventNid, Position, ReadMarker, RoomNid, UserNid, Write,
+        events::flags, receipts, rooms::HeadRow, search, state::StateAt, threads::ThreadCount,
     },
 };
 

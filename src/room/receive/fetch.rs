@@ -10,7 +10,8 @@ use homing_federation::{Pdu, client};
 use ruma::{
     EventId, OwnedEventId, ServerName, UInt,
     api::federation::{
-        authorization::get_event_authorization, backfill::get_backfill,
+        authorization::get_event_authorization,
+        backfill::get_backfill,
         event::{get_event, get_missing_events, get_room_state, get_room_state_ids},
     },
 };
@@ -123,9 +124,11 @@ pub(super) async fn auth_chain(
     from: &ServerName,
     event_id: &EventId,
 ) -> Result<()> {
-    let request =
-        get_event_authorization::v1::Request::new(room.id.clone(), event_id.to_owned());
-    let answered = app.federation.send_within(STATE_LIMITS, from, request).await;
+    let request = get_event_authorization::v1::Request::new(room.id.clone(), event_id.to_owned());
+    let answered = app
+        .federation
+        .send_within(STATE_LIMITS, from, request)
+        .await;
     if let Some(mut answered) = answer("an auth chain", from, answered) {
         answered.auth_chain.truncate(MAX_STATE);
         let events = good(app, room, answered.auth_chain).await?;
@@ -199,9 +202,11 @@ pub(super) async fn state_before(
     from: &ServerName,
     event_id: &EventId,
 ) -> Result<Option<Derived>> {
-    let request =
-        get_room_state_ids::v1::Request::new(event_id.to_owned(), room.id.clone());
-    let answered = app.federation.send_within(STATE_LIMITS, from, request).await;
+    let request = get_room_state_ids::v1::Request::new(event_id.to_owned(), room.id.clone());
+    let answered = app
+        .federation
+        .send_within(STATE_LIMITS, from, request)
+        .await;
     let Some(answered) = answer("the ids of a state", from, answered) else {
         return Ok(None);
     };
@@ -225,7 +230,11 @@ pub(super) async fn state_before(
     let ids = state.iter().map(ToString::to_string).collect();
     let known = storage::events::stubs(&app.db, ids).await?;
     let is_good = |stub: &&Stub| stub.room == room.nid && stub.flags & flags::REJECTED == 0;
-    let nids: Vec<EventNid> = known.values().filter(is_good).map(|stub| stub.nid).collect();
+    let nids: Vec<EventNid> = known
+        .values()
+        .filter(is_good)
+        .map(|stub| stub.nid)
+        .collect();
     as_derived(app, room, &nids).await.map(Some)
 }
 
@@ -237,7 +246,10 @@ async fn whole_state(
     event_id: &EventId,
 ) -> Result<()> {
     let request = get_room_state::v1::Request::new(event_id.to_owned(), room.id.clone());
-    let answered = app.federation.send_within(STATE_LIMITS, from, request).await;
+    let answered = app
+        .federation
+        .send_within(STATE_LIMITS, from, request)
+        .await;
     if let Some(answered) = answer("a state", from, answered) {
         let mut texts = answered.auth_chain;
         texts.extend(answered.pdus);

@@ -60,7 +60,7 @@ pub(super) async fn take(step: &mut Step<'_>, known: &mut Known, item: &Item) ->
     let state = before.events(step.app, step.room, &keys).await?;
     let verdict = match judge::by_auth_events(step.room, &item.pdu, &auth, &state) {
         Verdict::Accepted => judge::by_state(step.room, &item.pdu, &state),
-        rejected => rejected,
+        rejected @ Verdict::Rejected(_) => rejected,
     };
     let at = step.keep_state(&met, &before).await?;
     let is_new = !before.changes.is_empty();
@@ -232,9 +232,12 @@ async fn states_after(
     let db = &step.app.db;
     let ids = wanted.iter().map(ToString::to_string).collect();
     let stubs = storage::events::stubs(db, ids).await?;
-    let is_placed =
-        |stub: &&Stub| stub.room == step.room.nid && stub.flags & flags::OUTLIER == 0;
-    let nids: Vec<_> = stubs.values().filter(is_placed).map(|stub| stub.nid).collect();
+    let is_placed = |stub: &&Stub| stub.room == step.room.nid && stub.flags & flags::OUTLIER == 0;
+    let nids: Vec<_> = stubs
+        .values()
+        .filter(is_placed)
+        .map(|stub| stub.nid)
+        .collect();
     let after = storage::branches::after(db, &nids).await?;
     let mut missing = Vec::new();
     for id in wanted {

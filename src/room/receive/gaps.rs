@@ -17,8 +17,7 @@ use crate::{
     },
     rooms::Room,
     storage::{
-        self, Write,
-        branches,
+        self, Write, branches,
         events::{Stub, flags},
     },
 };
@@ -108,7 +107,10 @@ async fn bridge(app: &App, room: &Arc<Room>, origin: &ServerName, pdu: &Arc<Pdu>
         head.extremities.iter().map(|one| one.id.clone()).collect()
     };
     let between = fetch::missing_events(app, room, origin, &pdu.event_id, earliest).await?;
-    for older in between.iter().filter(|older| older.event_id != pdu.event_id) {
+    for older in between
+        .iter()
+        .filter(|older| older.event_id != pdu.event_id)
+    {
         settle_older(app, room, origin, older).await?;
     }
     Ok(())
@@ -157,7 +159,11 @@ pub(super) async fn state_before(
     let ids = pdu.prev_events.iter().map(ToString::to_string).collect();
     let stubs = storage::events::stubs(&app.db, ids).await?;
     let is_placed = |stub: &&Stub| stub.room == room.nid && stub.flags & flags::OUTLIER == 0;
-    let nids: Vec<_> = stubs.values().filter(is_placed).map(|stub| stub.nid).collect();
+    let nids: Vec<_> = stubs
+        .values()
+        .filter(is_placed)
+        .map(|stub| stub.nid)
+        .collect();
     let mut states: Vec<Derived> = branches::after(&app.db, &nids)
         .await?
         .into_values()

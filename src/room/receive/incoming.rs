@@ -67,7 +67,10 @@ async fn in_room(
         }
     }
     if !server_acl::is_allowed(app, &room, origin).await? {
-        return Ok(refused(pdus, "the room's access control list bars this server"));
+        return Ok(refused(
+            pdus,
+            "the room's access control list bars this server",
+        ));
     }
     if room.seen().local.is_empty() {
         let mut others = Vec::new();
@@ -84,7 +87,10 @@ async fn in_room(
     // An event may stand before one that it follows.
     pdus.sort_by_key(|pdu| pdu.depth);
     pdus.dedup_by(|one, other| one.event_id == other.event_id);
-    let received = pdus.iter().map(|pdu| Received::new(Arc::clone(pdu))).collect();
+    let received = pdus
+        .iter()
+        .map(|pdu| Received::new(Arc::clone(pdu)))
+        .collect();
     let fates = take(app, &room, received).await?;
     let mut waiting: Vec<Arc<Pdu>> = Vec::new();
     for (pdu, fate) in pdus.into_iter().zip(fates) {

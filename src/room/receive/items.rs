@@ -59,8 +59,7 @@ impl Known {
             fresh: Vec::new(),
             early: relations::early(&app.db, room.nid, ids(pdus)).await?,
         };
-        let mut wanted: Vec<&OwnedEventId> =
-            pdus.iter().flat_map(|pdu| &pdu.auth_events).collect();
+        let mut wanted: Vec<&OwnedEventId> = pdus.iter().flat_map(|pdu| &pdu.auth_events).collect();
         wanted.sort_unstable();
         wanted.dedup();
         {

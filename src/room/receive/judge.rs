@@ -50,10 +50,7 @@ pub(super) fn keys(room: &Room, pdu: &Pdu) -> Vec<Key> {
         .iter()
         .map(|(kind, state_key)| head::key(kind, state_key))
         .collect();
-    for kind in [
-        StateEventType::RoomCreate,
-        StateEventType::RoomPowerLevels,
-    ] {
+    for kind in [StateEventType::RoomCreate, StateEventType::RoomPowerLevels] {
         keys.push(head::key(&kind, ""));
     }
     keys.extend(key_of(pdu));

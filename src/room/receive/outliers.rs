@@ -97,7 +97,9 @@ fn in_order(mut pdus: Vec<Arc<Pdu>>) -> Vec<Arc<Pdu>> {
             waiting.entry(id.clone()).or_default().push(index);
         }
     }
-    let mut ready: Vec<usize> = (0..pdus.len()).filter(|index| missing[*index] == 0).collect();
+    let mut ready: Vec<usize> = (0..pdus.len())
+        .filter(|index| missing[*index] == 0)
+        .collect();
     let mut ordered = Vec::with_capacity(pdus.len());
     let mut next = 0;
     while let Some(index) = ready.get(next).copied() {
@@ -220,13 +222,7 @@ fn judged(
     outlier(app, room, names, pdu, flag).map(Some)
 }
 
-fn outlier(
-    app: &App,
-    room: &Room,
-    names: &Names,
-    pdu: Arc<Pdu>,
-    flag: i64,
-) -> Result<Event> {
+fn outlier(app: &App, room: &Room, names: &Names, pdu: Arc<Pdu>, flag: i64) -> Result<Event> {
     let placed = Placed {
         nid: EventNid(app.log.new_id()?),
         is_stored: false,

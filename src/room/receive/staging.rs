@@ -131,7 +131,10 @@ async fn work_on(app: &Arc<App>, nid: RoomNid, news: &Notify) -> Result<()> {
         if ready.is_empty() {
             let Some(next) = inbound::next_try(&app.db, nid).await? else {
                 // Who has added one meanwhile has left a note.
-                if tokio::time::timeout(Duration::ZERO, news.notified()).await.is_ok() {
+                if tokio::time::timeout(Duration::ZERO, news.notified())
+                    .await
+                    .is_ok()
+                {
                     continue;
                 }
                 return Ok(());

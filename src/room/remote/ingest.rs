@@ -242,12 +242,7 @@ async fn find(
 }
 
 /// Whether the state lets the user join. Answers the events that allow it.
-async fn judge(
-    app: &App,
-    room: &Room,
-    pdu: &Pdu,
-    state: &StateMap,
-) -> Result<Vec<EventNid>> {
+async fn judge(app: &App, room: &Room, pdu: &Pdu, state: &StateMap) -> Result<Vec<EventNid>> {
     #[derive(Deserialize)]
     struct Create {
         room_version: Option<String>,

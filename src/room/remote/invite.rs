@@ -78,7 +78,8 @@ pub async fn send(
             let id = pdu.event_id.to_string();
             let stubs = storage::events::stubs(&app.db, vec![id.clone()]).await?;
             let stub = stubs.get(&id);
-            let stub = stub.ok_or_else(|| Error::internal("an invite was taken and is not there"))?;
+            let stub =
+                stub.ok_or_else(|| Error::internal("an invite was taken and is not there"))?;
             Ok(Appended {
                 nid: stub.nid,
                 event_id: pdu.event_id,
@@ -171,14 +172,20 @@ async fn invited(app: &App, pdu: &Pdu, origin: &ServerName) -> Result<ruma::Owne
         return Err(Error::refused("the event is no invite"));
     }
     if pdu.sender.server_name() != origin {
-        return Err(Error::forbidden("the invite is by a user of another server"));
+        return Err(Error::forbidden(
+            "the invite is by a user of another server",
+        ));
     }
     let user = pdu.state_key.as_deref().map(UserId::parse);
     let Some(Ok(user)) = user else {
-        return Err(Error::invalid_param("the state key of a member event is a user id"));
+        return Err(Error::invalid_param(
+            "the state key of a member event is a user id",
+        ));
     };
     if !app.is_local(&user) {
-        return Err(Error::invalid_param(format!("{user} is not of this server")));
+        return Err(Error::invalid_param(format!(
+            "{user} is not of this server"
+        )));
     }
     let nid = app.names.find_user(&app.db, &user).await?;
     let is_here = match nid {
@@ -270,7 +277,9 @@ pub async fn expect_allowed(app: &App, room: &Room, user: &UserId) -> Result<()>
     let create: Option<CreateContent> =
         head::state_content(app, room, &ruma::events::StateEventType::RoomCreate, "").await?;
     if create.is_some_and(|create| !create.federate) {
-        return Err(Error::forbidden("users of other servers cannot be in this room"));
+        return Err(Error::forbidden(
+            "users of other servers cannot be in this room",
+        ));
     }
     if !server_acl::is_allowed(app, room, user.server_name()).await? {
         return Err(Error::forbidden("the room bars that server"));

@@ -191,8 +191,14 @@ impl<'de> Visitor<'de> for Answer<'_> {
         while let Some(field) = map.next_key::<String>()? {
             let parts = self.parts;
             match field.as_str() {
-                "auth_chain" => map.next_value_seed(Events { parts, part: Part::AuthChain })?,
-                "state" => map.next_value_seed(Events { parts, part: Part::State })?,
+                "auth_chain" => map.next_value_seed(Events {
+                    parts,
+                    part: Part::AuthChain,
+                })?,
+                "state" => map.next_value_seed(Events {
+                    parts,
+                    part: Part::State,
+                })?,
                 "event" => {
                     if let Some(event) = map.next_value::<Option<Box<RawValue>>>()? {
                         send(parts, Part::Event(event))?;

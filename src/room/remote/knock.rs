@@ -50,12 +50,11 @@ async fn through(
     let rules = rules(Some(&prepared.room_version))?;
     let template = Template::read(&prepared.event, id, user, "knock")?;
     let pdu = template.sign(app, rules, id, user, content)?;
-    let request = create_knock_event::v1::Request::new(
-        id.to_owned(),
-        pdu.event_id.clone(),
-        as_raw(&pdu)?,
-    );
-    let answer = app.federation.send_within(Limits::default(), server, request);
+    let request =
+        create_knock_event::v1::Request::new(id.to_owned(), pdu.event_id.clone(), as_raw(&pdu)?);
+    let answer = app
+        .federation
+        .send_within(Limits::default(), server, request);
     let answer = answer.await.map_err(|error| failure(&error))?;
     let told = super::invite::told(&answer.knock_room_state, rules);
     let version: RoomVersionId = prepared.room_version;

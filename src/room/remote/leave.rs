@@ -64,11 +64,8 @@ async fn through(
     let rules = rules(Some(version))?;
     let template = Template::read(&prepared.event, &room.id, user, "leave")?;
     let pdu = template.sign(app, rules, &room.id, user, content)?;
-    let request = create_leave_event::v2::Request::new(
-        room.id.clone(),
-        pdu.event_id.clone(),
-        as_raw(&pdu)?,
-    );
+    let request =
+        create_leave_event::v2::Request::new(room.id.clone(), pdu.event_id.clone(), as_raw(&pdu)?);
     let sent = app.federation.send(server, request).await;
     sent.map_err(|error| failure(&error))?;
     Ok(pdu)

@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use homing_federation::Pdu;
-use ruma::{
-    RoomId, RoomVersionId, ServerName, UserId, events::room::member::MembershipState,
-};
+use ruma::{RoomId, RoomVersionId, ServerName, UserId, events::room::member::MembershipState};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
