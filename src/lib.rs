@@ -39,6 +39,7 @@ pub mod server;
 pub mod server_keys;
 pub mod server_server;
 pub mod sessions;
+pub mod staging;
 pub mod storage;
 pub mod sync;
 pub mod telemetry;

@@ -20,7 +20,8 @@ pub async fn eventually<T>(user: &User<'_>, find: impl Fn(&Value) -> Option<T>) 
             since
         };
         let next = user.sync(&format!("since={waiting}&timeout=2000")).await;
-        since = next["next_batch"].as_str().expect("a token").to_owned();
+        let token = next["next_batch"].as_str().expect("a token");
+        token.clone_into(&mut since);
     }
     panic!("{} does not see it: {whole}", user.id);
 }

@@ -1,6 +1,9 @@
 //! What another server sends of its own accord: the PDUs of a transaction.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
 
 use futures_util::{StreamExt as _, stream};
 use homing_federation::{Pdu, received::room_id_of};
@@ -86,7 +89,8 @@ async fn in_room(
     }
     // An event may stand before one that it follows.
     pdus.sort_by_key(|pdu| pdu.depth);
-    pdus.dedup_by(|one, other| one.event_id == other.event_id);
+    let mut met = HashSet::new();
+    pdus.retain(|pdu| met.insert(pdu.event_id.clone()));
     let received = pdus
         .iter()
         .map(|pdu| Received::new(Arc::clone(pdu)))

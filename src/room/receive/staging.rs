@@ -2,14 +2,13 @@
 //! on in the order in which they have come, for each room by one task.
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, PoisonError},
     time::Duration,
 };
 
 use homing_federation::Pdu;
 use ruma::{OwnedEventId, ServerName};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tracing::{debug, error};
 
 use super::gaps;
@@ -28,28 +27,10 @@ use crate::{
 const WAITING: i64 = 1000;
 /// How many events are read at once.
 const AT_ONCE: i64 = 20;
-/// In how many rooms is worked at the same time.
-const ROOMS: usize = 16;
 /// How long until an event is tried again, at first; each time it is four times as long.
 const FIRST_WAIT: Duration = Duration::from_secs(30);
 /// How often an event is tried.
 const ATTEMPTS: i64 = 7;
-
-/// The rooms in which events wait.
-#[derive(Debug)]
-pub struct Staging {
-    working: Mutex<HashMap<RoomNid, Arc<Notify>>>,
-    turns: Semaphore,
-}
-
-impl Default for Staging {
-    fn default() -> Self {
-        Self {
-            working: Mutex::default(),
-            turns: Semaphore::new(ROOMS),
-        }
-    }
-}
 
 /// Keeps events until they can be judged. Answers for each whether there is room for it.
 ///
