@@ -6,7 +6,6 @@ use crate::server::{TestServer, User};
 
 /// Syncs until something is there, from the beginning each time.
 pub async fn eventually<T>(user: &User<'_>, find: impl Fn(&Value) -> Option<T>) -> T {
-    let mut since = String::new();
     let started = std::time::Instant::now();
     let mut whole = Value::Null;
     while started.elapsed() < std::time::Duration::from_secs(20) {
@@ -14,14 +13,8 @@ pub async fn eventually<T>(user: &User<'_>, find: impl Fn(&Value) -> Option<T>) 
         if let Some(found) = find(&whole) {
             return found;
         }
-        let waiting = if since.is_empty() {
-            whole["next_batch"].as_str().expect("a token").to_owned()
-        } else {
-            since
-        };
-        let next = user.sync(&format!("since={waiting}&timeout=2000")).await;
-        let token = next["next_batch"].as_str().expect("a token");
-        token.clone_into(&mut since);
+        let since = whole["next_batch"].as_str().expect("a token");
+        user.sync(&format!("since={since}&timeout=2000")).await;
     }
     panic!("{} does not see it: {whole}", user.id);
 }
