@@ -15,8 +15,8 @@ use futures_util::{StreamExt as _, future::join_all, stream};
 use homing_federation::VerifyKey;
 use ruma::{OwnedServerName, ServerName};
 
-use self::known::Known;
 pub use self::known::ServerKeys;
+use self::known::{Known, Places};
 use crate::{
     app::App,
     error::Result,
@@ -62,12 +62,25 @@ impl Keys {
 /// # Errors
 /// If the database fails.
 pub async fn find(app: &App, wanted: Wanted, newest: i64) -> Result<Keys> {
+    find_in(&app.server_keys.places, app, wanted, newest).await
+}
+
+/// The same for a request that claims to be signed by another server: anybody can make it wait for a server that does not
+/// answer, so those who wait so do not keep others waiting.
+///
+/// # Errors
+/// If the database fails.
+pub async fn find_for_request(app: &App, wanted: Wanted, now: i64) -> Result<Keys> {
+    find_in(&app.server_keys.places_for_requests, app, wanted, now).await
+}
+
+async fn find_in(places: &Places, app: &App, wanted: Wanted, newest: i64) -> Result<Keys> {
     let mut keys = known(app, wanted.keys()).await?;
     let missing = keys.missing(&wanted, newest);
     if !missing.is_empty() {
         let asked = missing
             .iter()
-            .map(|(server, ids)| fetch::from_origin(app, server, ids, newest));
+            .map(|(server, ids)| fetch::from_origin(places, app, server, ids, newest));
         for (found, server) in join_all(asked).await.into_iter().zip(missing.keys()) {
             if let Some(found) = found? {
                 keys.0.insert(server.clone(), found);

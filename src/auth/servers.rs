@@ -118,7 +118,7 @@ impl Authenticate for ServerSignatures {
         let now = app.clock.now();
         let ids = said.iter().map(|it| it.key.to_string()).collect();
         let wanted = Wanted::from([(server.clone(), ids)]);
-        let keys = server_keys::find(app, wanted, now).await?;
+        let keys = server_keys::find_for_request(app, wanted, now).await?;
         let signatures: Vec<_> = said
             .into_iter()
             .filter_map(|it| {

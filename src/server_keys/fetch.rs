@@ -16,11 +16,10 @@ use ruma::{
         get_remote_server_keys_batch::v2 as batch, get_server_keys::v2 as get_server_keys,
     },
 };
-use tokio::sync::Semaphore;
 
 use super::{
     Wanted,
-    known::{Known, believed_until},
+    known::{Known, Places, believed_until},
 };
 use crate::{app::App, clock, error::Result, log::Change, storage::server_keys};
 
@@ -34,6 +33,7 @@ const MAX_SIGNERS: usize = 4;
 /// Asks a server for its keys, if it has not told them just now, and has not lately failed to. Answers what is known of
 /// it then, if anything.
 pub(super) async fn from_origin(
+    places: &Places,
     app: &App,
     server: &ServerName,
     ids: &HashSet<String>,
@@ -43,7 +43,7 @@ pub(super) async fn from_origin(
         return Ok(None);
     }
     let suffices = |known: &Known| ids.iter().all(|id| known.suffices(id, at));
-    ask(app, server, &app.server_keys.places, suffices).await
+    ask(app, server, places, suffices).await
 }
 
 /// The same for others, who want to know what is published now.
@@ -69,7 +69,7 @@ pub(super) async fn renew(app: &App, server: &ServerName) -> Result<()> {
 async fn ask(
     app: &App,
     server: &ServerName,
-    places: &Semaphore,
+    places: &Places,
     suffices: impl Fn(&Known) -> bool,
 ) -> Result<Option<Arc<Known>>> {
     let keys = &app.server_keys;
@@ -86,7 +86,8 @@ async fn ask(
         return Ok(None);
     }
     let document = {
-        let Ok(_place) = places.acquire().await else {
+        let Some(_place) = places.enter().await else {
+            tracing::warn!(%server, "too many servers are being asked for their keys");
             return Ok(None);
         };
         published(app, server).await
@@ -177,7 +178,8 @@ pub(super) async fn from_notary(
     let mut keys = super::known(app, std::iter::once(notary)).await?;
     let needed = Wanted::from([(notary.clone(), signers.clone())]);
     if !keys.missing(&needed, now).is_empty()
-        && let Some(found) = from_origin(app, notary, &signers, now).await?
+        && let Some(found) =
+            from_origin(&app.server_keys.places, app, notary, &signers, now).await?
     {
         keys.0.insert(notary.clone(), found);
     }

@@ -15,15 +15,19 @@ use homing_federation::{
 };
 use quick_cache::sync::Cache;
 use ruma::{OwnedServerName, ServerName};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
 use crate::storage::server_keys::{Document, ServerKey};
 
 /// How many servers' keys are kept in memory, and of how many it is remembered that they do not answer.
 const SERVERS: usize = 20_000;
-/// How many servers are asked at one time: for what this server needs, and for what others want to know.
+/// How many servers are asked at one time: to check events, to check requests, and for what others want to know.
 const CONCURRENT: usize = 32;
+const CONCURRENT_FOR_REQUESTS: usize = 32;
 const CONCURRENT_FOR_OTHERS: usize = 8;
+/// How long to wait until another one can be asked: the events of a large room come from many, of whom some do not answer.
+const PATIENCE: Duration = Duration::from_mins(2);
+const PATIENCE_OF_STRANGERS: Duration = Duration::from_secs(10);
 /// How long a server that does not answer is left alone: this, then doubling up to an hour.
 const FAILED: Duration = Duration::from_mins(1);
 const FAILED_OFTEN: Duration = Duration::from_hours(1);
@@ -148,6 +152,28 @@ fn millis(time: Duration) -> i64 {
     i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }
 
+/// Places for those who ask other servers.
+#[derive(Debug)]
+pub(super) struct Places {
+    free: Semaphore,
+    patience: Duration,
+}
+
+impl Places {
+    fn new(count: usize, patience: Duration) -> Self {
+        Self {
+            free: Semaphore::new(count),
+            patience,
+        }
+    }
+
+    /// Waits for a place; `None` if there was none for too long.
+    pub(super) async fn enter(&self) -> Option<SemaphorePermit<'_>> {
+        let free = tokio::time::timeout(self.patience, self.free.acquire());
+        free.await.ok()?.ok()
+    }
+}
+
 /// The keys of other servers, in memory.
 #[derive(Debug)]
 pub struct ServerKeys {
@@ -162,10 +188,12 @@ pub struct ServerKeys {
     /// Those to be asked again, and that there are some.
     stale: Mutex<HashSet<OwnedServerName>>,
     is_stale: Notify,
-    /// Places for those who ask because this server needs to know.
-    pub(super) places: Semaphore,
+    /// Places for those who ask because of an event.
+    pub(super) places: Places,
+    /// Places for those who ask because of a request, which anybody can make.
+    pub(super) places_for_requests: Places,
     /// Places for those who ask because others want to know.
-    pub(super) places_for_others: Semaphore,
+    pub(super) places_for_others: Places,
 }
 
 impl Default for ServerKeys {
@@ -178,8 +206,9 @@ impl Default for ServerKeys {
             changes: AtomicU64::new(0),
             stale: Mutex::default(),
             is_stale: Notify::new(),
-            places: Semaphore::new(CONCURRENT),
-            places_for_others: Semaphore::new(CONCURRENT_FOR_OTHERS),
+            places: Places::new(CONCURRENT, PATIENCE),
+            places_for_requests: Places::new(CONCURRENT_FOR_REQUESTS, PATIENCE_OF_STRANGERS),
+            places_for_others: Places::new(CONCURRENT_FOR_OTHERS, PATIENCE_OF_STRANGERS),
         }
     }
 }
@@ -356,6 +385,15 @@ mod tests {
         assert!(keys.has_failed(server, 60 * minute - 1) && !keys.has_failed(server, 60 * minute));
         keys.forgive(server);
         assert!(!keys.has_failed(server, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_for_a_place_for_ever() {
+        let places = Places::new(1, PATIENCE);
+        let taken = places.enter().await.unwrap();
+        assert!(places.enter().await.is_none());
+        drop(taken);
+        assert!(places.enter().await.is_some());
     }
 
     #[test]
