@@ -119,7 +119,9 @@ pub(super) async fn add<'a>(
             .remove(&Some(part.room.nid))
             .unwrap_or_default();
         let data = part_account_data(context, &part.room, &data)?;
-        let has_news = !part.is_empty() || !data.is_empty() || unread.changed;
+        // Of a room that this server is not in there is nothing to show, but that an invite is void is news.
+        let is_void = !part.is_joined() && part.member.pos > context.since && !part.room.is_here();
+        let has_news = !part.is_empty() || !data.is_empty() || unread.changed || is_void;
         if !has_news && context.since > 0 && !part.is_whole(context) {
             continue;
         }

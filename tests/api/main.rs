@@ -60,6 +60,7 @@ mod sync_cost;
 mod sync_people;
 mod sync_state;
 mod thumbnails;
+mod two_servers;
 mod unread;
 mod upgrade;
 mod visibility;

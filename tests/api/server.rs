@@ -140,7 +140,8 @@ impl TestServer {
         self.app.name()
     }
 
-    async fn run(config: Config, directory: Arc<TempDir>) -> Self {
+    /// Runs a server on the data of one that has ended.
+    pub async fn run(config: Config, directory: Arc<TempDir>) -> Self {
         let server = Server::start(config).await.expect("the server starts");
         let app = Arc::clone(&server.app);
         let address = server.listeners[0].address();
@@ -157,6 +158,12 @@ impl TestServer {
 
     /// Ends the server and starts it again on the same data. What is kept in memory only is lost.
     pub async fn restart(self) -> Self {
+        let (config, directory) = self.stop().await;
+        Self::run(config, directory).await
+    }
+
+    /// Ends the server. What it was is to be run again.
+    pub async fn stop(self) -> (Config, Arc<TempDir>) {
         let (config, directory) = (self.app.config.clone(), Arc::clone(&self.directory));
         self.app.shutdown.cancel();
         drop(self);
@@ -169,7 +176,7 @@ impl TestServer {
             }
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
-        Self::run(config, directory).await
+        (config, directory)
     }
 
     /// Sends a request, with or without an access token and a body.
