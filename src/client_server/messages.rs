@@ -32,7 +32,7 @@ use crate::{
     },
     rooms::Room,
     storage::{
-        self,
+        self, Event,
         timeline::{Place, Range},
     },
 };
@@ -193,14 +193,21 @@ async fn get_event_by_timestamp(
     let request = call.body;
     let viewer = Viewer::of(&app, &call.requester).await?;
     let (room, _) = readable(&app, &request.room_id, &viewer).await?;
-    let ts = i64::from(request.ts.0);
+    let (ts, dir) = (request.ts, request.dir);
     let sight = Sight::quick(&app, &room, &viewer).await?;
-    let (nid, rules) = (room.nid, room.rules);
-    let near = storage::timeline::around(&app.db, rules, nid, ts, request.dir, NEAR_EVENTS).await?;
-    let event = near
-        .into_iter()
-        .find(|event| sight.sees(event))
-        .ok_or_else(|| Error::not_found("there is no event on this side of the time"))?;
+    let nearest = async || -> Result<Option<Event>> {
+        let (db, ts) = (&app.db, i64::from(ts.0));
+        let near = storage::timeline::around(db, room.rules, room.nid, ts, dir, NEAR_EVENTS);
+        let mut near = near.await?.into_iter();
+        Ok(near.find(|event| sight.sees(event)))
+    };
+    let mut event = nearest().await?;
+    let known = event.as_ref().map(|event| event.pdu.origin_server_ts);
+    if history::reach(&app, &room, (ts, dir), known).await? {
+        event = nearest().await?;
+    }
+    let event =
+        event.ok_or_else(|| Error::not_found("there is no event on this side of the time"))?;
     let pdu = &event.pdu;
     Ok(get_event_by_timestamp::v1::Response::new(
         pdu.event_id.clone(),

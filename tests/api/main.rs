@@ -51,6 +51,7 @@ mod send_cost;
 mod server_authentication;
 mod server_keys;
 mod session_ends;
+mod shared_reading;
 mod shared_rooms;
 mod shared_secret;
 mod spaces;

@@ -6,14 +6,19 @@ use std::{
 };
 
 use homing_federation::Pdu;
-use ruma::{OwnedEventId, OwnedServerName, ServerName};
+use ruma::{
+    MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedServerName, ServerName,
+    api::{Direction, federation::event::get_event_by_timestamp},
+};
 use tracing::debug;
 
 use super::{Fate, Received, fetch, gaps, take};
-use crate::{app::App, error::Result, rooms::Room, storage};
+use crate::{app::App, error::Result, remote, rooms::Room, storage};
 
 /// From how many missing events on backwards is asked at once.
 const MISSING: i64 = 5;
+/// The largest answer to the question which event is near a time, in bytes.
+const ANSWER_BYTES: u64 = 16 << 10;
 /// How many servers are asked.
 const SERVERS: usize = 4;
 /// How long nobody is asked again after nobody could help.
@@ -57,6 +62,43 @@ pub async fn extend(app: &App, room: &Arc<Room>, depth: i64) -> Result<bool> {
         }
     }
     *failed = Some(Instant::now());
+    Ok(false)
+}
+
+/// Fetches the event nearest to a time on one side of it, with some of those before it, if others know a nearer one than
+/// the `nearest` that is here. Answers whether something has come.
+///
+/// # Errors
+/// If the database fails.
+pub async fn reach(
+    app: &App,
+    room: &Arc<Room>,
+    (ts, direction): (MilliSecondsSinceUnixEpoch, Direction),
+    nearest: Option<MilliSecondsSinceUnixEpoch>,
+) -> Result<bool> {
+    if !is_missing(app, room, 0).await? {
+        return Ok(false);
+    }
+    let is_nearer = |told: MilliSecondsSinceUnixEpoch| match direction {
+        Direction::Forward => told >= ts && nearest.is_none_or(|nearest| told < nearest),
+        Direction::Backward => told <= ts && nearest.is_none_or(|nearest| told > nearest),
+    };
+    for server in servers(room) {
+        let request = get_event_by_timestamp::v1::Request::new(room.id.clone(), ts, direction);
+        let told = match remote::ask(app, &server, request, ANSWER_BYTES).await {
+            Ok(told) => told,
+            Err(error) => {
+                debug!(%server, %error, "another server knows no event near a time");
+                continue;
+            }
+        };
+        if !is_nearer(told.origin_server_ts) {
+            return Ok(false);
+        }
+        if let Some(events) = fetch::history(app, room, &server, vec![told.event_id]).await? {
+            return add(app, room, &server, &events).await;
+        }
+    }
     Ok(false)
 }
 

@@ -1,0 +1,229 @@
+//! What servers read of rooms that they are in, or were in once.
+
+use homing_federation::client::Error;
+use ruma::{
+    EventId, RoomId, UInt,
+    api::federation::{
+        backfill::get_backfill, event::get_event, event::get_room_state_ids, space::get_hierarchy,
+    },
+};
+use serde_json::{Value, json};
+
+use crate::{
+    server::{TestServer, User},
+    shared_rooms::eventually,
+};
+
+/// Joins a room through a server.
+async fn join(user: &User<'_>, room: &str, via: &TestServer) {
+    let path = format!("/join/{room}?via={}", via.name());
+    user.post(&path, json!({})).await.ok();
+}
+
+/// Leaves a room, and waits until somebody in it knows.
+async fn leave(user: &User<'_>, room: &str, witness: &User<'_>) {
+    let path = format!("/rooms/{room}/leave");
+    user.post(&path, json!({})).await.ok();
+    eventually(witness, |sync| {
+        let state = sync["rooms"]["join"][room]["state"]["events"].as_array()?;
+        let timeline = sync["rooms"]["join"][room]["timeline"]["events"].as_array()?;
+        let is_it = |event: &&Value| {
+            event["state_key"] == user.id && event["content"]["membership"] == "leave"
+        };
+        state.iter().chain(timeline).find(is_it).map(drop)
+    })
+    .await;
+}
+
+/// The content of an event as one server tells it to another, or the error.
+async fn content(of: &TestServer, to: &TestServer, event: &str) -> Result<Value, String> {
+    let request = get_event::v1::Request::new(EventId::parse(event).unwrap());
+    match to.app.federation.send(of.name(), request).await {
+        Ok(told) => {
+            let pdu: Value = serde_json::from_str(told.pdu.get()).unwrap();
+            Ok(pdu["content"].clone())
+        }
+        Err(error) => Err(refusal(&error)),
+    }
+}
+
+fn refusal(error: &Error) -> String {
+    let refusal = error.refusal().unwrap_or_else(|| panic!("{error}"));
+    let kind = refusal.kind().expect("a Matrix error");
+    format!("{} {}", refusal.status.as_u16(), kind.errcode())
+}
+
+/// The texts that one server tells another of a room's past.
+async fn past(of: &TestServer, to: &TestServer, room: &str, from: &str) -> Vec<Value> {
+    let (room, from) = (RoomId::parse(room).unwrap(), EventId::parse(from).unwrap());
+    let request = get_backfill::v1::Request::new(room, vec![from], UInt::from(100_u32));
+    let told = to.app.federation.send(of.name(), request).await.unwrap();
+    let pdus = told.pdus.iter();
+    let pdus = pdus.map(|pdu| serde_json::from_str::<Value>(pdu.get()).unwrap());
+    let messages = pdus.filter(|pdu| pdu["type"] == "m.room.message");
+    messages.map(|pdu| pdu["content"]["body"].clone()).collect()
+}
+
+#[tokio::test]
+async fn servers_see_what_their_users_saw() {
+    let (here, there) = tokio::join!(TestServer::federated(), TestServer::federated());
+    let (alice, bob) = (here.register("alice").await, there.register("bob").await);
+    for visibility in ["joined", "shared"] {
+        let history = json!({
+            "type": "m.room.history_visibility",
+            "content": { "history_visibility": visibility },
+        });
+        let body = json!({ "preset": "public_chat", "initial_state": [history] });
+        let room = alice.create_room(body).await;
+        let before = alice.say(&room, "before").await;
+        assert_eq!(
+            content(&here, &there, &before).await,
+            Err("403 M_FORBIDDEN".to_owned())
+        );
+        join(&bob, &room, &here).await;
+        let during = alice.say(&room, "during").await;
+        let whole = json!({ "body": "during", "msgtype": "m.text" });
+        assert_eq!(content(&here, &there, &during).await.unwrap(), whole);
+        let told = content(&here, &there, &before).await.unwrap();
+        let expected = match visibility {
+            "joined" => (json!({}), json!(["during", null])),
+            _ => (
+                json!({ "body": "before", "msgtype": "m.text" }),
+                json!(["during", "before"]),
+            ),
+        };
+        assert_eq!(
+            (told, json!(past(&here, &there, &room, &during).await)),
+            expected
+        );
+
+        leave(&bob, &room, &alice).await;
+        let after = alice.say(&room, "after").await;
+        assert_eq!(
+            content(&here, &there, &after).await,
+            Err("403 M_FORBIDDEN".to_owned()),
+            "{visibility}"
+        );
+        assert_eq!(content(&here, &there, &during).await.unwrap(), whole);
+        let room_id = RoomId::parse(&room).unwrap();
+        for (event, may) in [(&during, true), (&after, false)] {
+            let event = EventId::parse(event).unwrap();
+            let request = get_room_state_ids::v1::Request::new(event, room_id.clone());
+            let answer = there.app.federation.send(here.name(), request).await;
+            match answer {
+                Ok(told) => assert!(may && told.pdu_ids.len() > 5),
+                Err(error) => assert!(!may && refusal(&error) == "403 M_FORBIDDEN"),
+            }
+        }
+        let told = past(&here, &there, &room, &after).await;
+        assert!(!told.contains(&json!("after")) && told.contains(&json!("during")));
+    }
+}
+
+#[tokio::test]
+async fn people_of_other_servers_are_found() {
+    let (here, there) = tokio::join!(TestServer::federated(), TestServer::federated());
+    let (alice, bob) = (here.register("alice").await, there.register("bob").await);
+    let (carol, zoe) = (here.register("carol").await, there.register("zoe").await);
+    for (user, name) in [(&bob, "Bob Builder"), (&zoe, "Zoe Builder")] {
+        let path = format!("/profile/{}/displayname", user.id);
+        user.put(&path, json!({ "displayname": name })).await.ok();
+    }
+    let open = alice.create_room(json!({ "preset": "public_chat" })).await;
+    join(&bob, &open, &here).await;
+    let closed = alice.create_room(json!({ "invite": [zoe.id] })).await;
+    eventually(&zoe, |sync| sync["rooms"]["invite"].get(&closed).map(drop)).await;
+    zoe.post(&format!("/join/{closed}"), json!({})).await.ok();
+    let search = async |user: &User<'_>| {
+        let body = json!({ "search_term": "builder" });
+        let found = user.post("/user_directory/search", body).await.ok();
+        let mut found: Vec<String> = found["results"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|user| format!("{} {}", user["user_id"], user["display_name"]))
+            .collect();
+        found.sort();
+        found
+    };
+    let person = |user: &User<'_>, name: &str| format!("{} {}", json!(user.id), json!(name));
+    let (bob_found, zoe_found) = (person(&bob, "Bob Builder"), person(&zoe, "Zoe Builder"));
+    assert_eq!(search(&alice).await, [bob_found.clone(), zoe_found]);
+    // She shares no room with either.
+    assert_eq!(search(&carol).await, [bob_found]);
+    leave(&bob, &open, &alice).await;
+    assert!(search(&carol).await.is_empty());
+}
+
+#[tokio::test]
+async fn an_alias_leads_to_all_servers_of_its_room() {
+    let (here, there) = tokio::join!(TestServer::federated(), TestServer::federated());
+    let (alice, bob) = (here.register("alice").await, there.register("bob").await);
+    let body = json!({ "preset": "public_chat", "room_alias_name": "pub" });
+    let room = alice.create_room(body).await;
+    let path = format!("/directory/room/%23pub:{}", here.name());
+    let join = format!("/join/%23pub:{}", here.name());
+    bob.post(&join, json!({})).await.ok();
+    let expected = json!({ "room_id": room, "servers": [here.name(), there.name()] });
+    assert_eq!(alice.get(&path).await.ok(), expected);
+    assert_eq!(bob.get(&path).await.ok(), expected);
+}
+
+#[tokio::test]
+async fn a_restricted_room_is_told_to_servers_that_could_join() {
+    let (here, there) = tokio::join!(TestServer::federated(), TestServer::federated());
+    let (alice, bob) = (here.register("alice").await, there.register("bob").await);
+    let space = json!({ "preset": "public_chat", "creation_content": { "type": "m.space" } });
+    let space = alice.create_room(space).await;
+    let rules = json!({
+        "type": "m.room.join_rules",
+        "content": { "join_rule": "restricted", "allow": [{ "type": "m.room_membership", "room_id": space }] },
+    });
+    let body = json!({ "preset": "private_chat", "name": "inner", "initial_state": [rules] });
+    let inner = alice.create_room(body).await;
+    let child = format!("/rooms/{space}/state/m.space.child/{inner}");
+    let via = json!({ "via": [here.name()] });
+    alice.put(&child, via).await.ok();
+    let ask = async || {
+        let request = get_hierarchy::v1::Request::new(RoomId::parse(&space).unwrap());
+        let told = there.app.federation.send(here.name(), request).await;
+        let told = told.unwrap();
+        (told.children.len(), told.inaccessible_children.len())
+    };
+    let tree = async || {
+        let path = format!("/_matrix/client/v1/rooms/{space}/hierarchy");
+        let tree = bob.get(&path).await.ok();
+        tree["rooms"].as_array().unwrap().len()
+    };
+    assert_eq!(ask().await, (0, 1));
+    join(&bob, &space, &here).await;
+    assert_eq!(ask().await, (1, 0));
+    assert_eq!(tree().await, 2);
+    leave(&bob, &space, &alice).await;
+    assert_eq!(ask().await, (0, 1));
+}
+
+#[tokio::test]
+async fn an_event_near_a_time_may_be_elsewhere() {
+    let (here, there) = tokio::join!(TestServer::federated(), TestServer::federated());
+    let (alice, bob) = (here.register("alice").await, there.register("bob").await);
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    let mut times = Vec::new();
+    for number in 0..60 {
+        here.app.clock.advance(std::time::Duration::from_secs(60));
+        let event = alice.say(&room, &format!("message {number}")).await;
+        let path = format!("/rooms/{room}/event/{event}");
+        let ts = alice.get(&path).await.ok()["origin_server_ts"].as_i64();
+        times.push((event, ts.unwrap()));
+    }
+    join(&bob, &room, &here).await;
+    let (event, ts) = &times[5];
+    for (ts, dir) in [(ts - 1000, "f"), (ts + 1000, "b")] {
+        let path = format!("/_matrix/client/v1/rooms/{room}/timestamp_to_event?ts={ts}&dir={dir}");
+        let near = bob.get(&path).await.ok();
+        assert_eq!(near["event_id"], *event, "{dir}");
+    }
+    let path = format!("/rooms/{room}/context/{event}");
+    let context = bob.get(&path).await.ok();
+    assert_eq!(context["event"]["content"]["body"], "message 5");
+}
