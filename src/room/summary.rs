@@ -53,7 +53,8 @@ pub struct Summary {
 }
 
 /// The state that a summary is made of.
-const STATE: [StateEventType; 8] = [
+const STATE: [StateEventType; 9] = [
+    StateEventType::RoomCreate,
     StateEventType::RoomName,
     StateEventType::RoomTopic,
     StateEventType::RoomAvatar,
@@ -134,6 +135,8 @@ impl Summary {
             text.map(ToOwned::to_owned)
         };
         match kind {
+            // A room that was joined elsewhere is known before its type is.
+            "m.room.create" => self.room_type = text("type"),
             "m.room.name" => self.name = text("name"),
             "m.room.topic" => self.topic = text("topic"),
             "m.room.avatar" => self.avatar_url = text("url").map(OwnedMxcUri::from),
