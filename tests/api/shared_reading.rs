@@ -210,7 +210,7 @@ async fn an_event_near_a_time_may_be_elsewhere() {
     let room = alice.create_room(json!({ "preset": "public_chat" })).await;
     let mut times = Vec::new();
     for number in 0..60 {
-        here.app.clock.advance(std::time::Duration::from_secs(60));
+        here.app.clock.advance(std::time::Duration::from_mins(1));
         let event = alice.say(&room, &format!("message {number}")).await;
         let path = format!("/rooms/{room}/event/{event}");
         let ts = alice.get(&path).await.ok()["origin_server_ts"].as_i64();
