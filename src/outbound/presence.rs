@@ -1,5 +1,5 @@
 //! Presence of local users, for the servers that share a room with them: at most one update for each user and half a
-//! minute, unless they come or go.
+//! minute, unless their state or what they say of it changes.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -42,18 +42,31 @@ struct Pauses {
 #[derive(Debug)]
 struct Said {
     at: i64,
-    is_there: bool,
+    told: Told,
     /// Something has changed since.
     is_old: bool,
     /// The entry in [`Pauses::ends`].
     end: i64,
 }
 
+/// What others are to know at once. When somebody was last active can wait.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Told {
+    state: PresenceState,
+    status_msg: Option<String>,
+}
+
+impl Told {
+    fn is_there(&self) -> bool {
+        self.state != PresenceState::Offline
+    }
+}
+
 impl Pauses {
     /// The presence of a user has changed. Answers whether that is to be said now.
-    fn changed(&mut self, user: UserNid, is_there: bool, now: i64) -> bool {
+    fn changed(&mut self, user: UserNid, told: Told, now: i64) -> bool {
         if let Some(said) = self.said.get_mut(&user) {
-            if said.is_there == is_there && now < said.at + PAUSE {
+            if said.told == told && now < said.at + PAUSE {
                 said.is_old = true;
                 return false;
             }
@@ -61,7 +74,7 @@ impl Pauses {
         }
         let said = Said {
             at: now,
-            is_there,
+            told,
             is_old: false,
             end: now + PAUSE,
         };
@@ -80,7 +93,7 @@ impl Pauses {
                 continue;
             };
             let again = said.at + AGAIN;
-            if said.is_there && !said.is_old && again > now {
+            if said.told.is_there() && !said.is_old && again > now {
                 said.end = again;
                 self.ends.insert((again, user));
                 continue;
@@ -88,7 +101,7 @@ impl Pauses {
             if self
                 .said
                 .remove(&user)
-                .is_some_and(|said| said.is_old || said.is_there)
+                .is_some_and(|said| said.is_old || said.told.is_there())
             {
                 return Some(user);
             }
@@ -172,8 +185,11 @@ async fn hear(app: &App, pauses: &mut Pauses, news: News) -> Result<Vec<Addresse
 /// What is to be said about a user now, and to whom.
 async fn look(app: &App, pauses: &mut Pauses, user: UserNid) -> Result<Vec<Addressed>> {
     let view = presence::view(app, user).await?;
-    let is_there = view.state != PresenceState::Offline;
-    if !pauses.changed(user, is_there, app.clock.now()) {
+    let told = Told {
+        state: view.state.clone(),
+        status_msg: view.status_msg.as_deref().map(str::to_owned),
+    };
+    if !pauses.changed(user, told, app.clock.now()) {
         return Ok(Vec::new());
     }
     let servers = servers(app, user).await?;
@@ -228,17 +244,40 @@ mod tests {
 
     const USER: UserNid = UserNid(1);
 
+    fn told(is_there: bool) -> Told {
+        let state = if is_there {
+            PresenceState::Online
+        } else {
+            PresenceState::Offline
+        };
+        Told {
+            state,
+            status_msg: None,
+        }
+    }
+
     #[test]
-    fn there_is_a_pause_between_updates_unless_somebody_comes_or_goes() {
+    fn there_is_a_pause_between_updates_unless_something_is_new() {
         let mut pauses = Pauses::default();
-        assert!(pauses.changed(USER, true, 0));
-        assert!(!pauses.changed(USER, true, 1));
-        assert!(pauses.changed(USER, false, 2));
-        assert!(!pauses.changed(USER, false, 3));
+        assert!(pauses.changed(USER, told(true), 0));
+        assert!(!pauses.changed(USER, told(true), 1));
+        let busy = Told {
+            state: PresenceState::Unavailable,
+            status_msg: None,
+        };
+        assert!(pauses.changed(USER, busy.clone(), 1));
+        let says_so = Told {
+            status_msg: Some("at tea".to_owned()),
+            ..busy
+        };
+        assert!(pauses.changed(USER, says_so.clone(), 1));
+        assert!(!pauses.changed(USER, says_so, 1));
+        assert!(pauses.changed(USER, told(false), 2));
+        assert!(!pauses.changed(USER, told(false), 3));
         assert_eq!(pauses.next(PAUSE + 1), None, "the pause has begun anew");
         assert_eq!(pauses.next(PAUSE + 2), Some(USER));
         assert_eq!(pauses.next(PAUSE + 2), None, "said once");
-        assert!(pauses.changed(USER, false, PAUSE + 2));
+        assert!(pauses.changed(USER, told(false), PAUSE + 2));
         assert_eq!(pauses.next(2 * PAUSE + 2), None, "nothing new");
         assert!(pauses.said.is_empty() && pauses.ends.is_empty());
     }
@@ -246,13 +285,13 @@ mod tests {
     #[test]
     fn that_somebody_is_there_is_said_again_before_others_forget_it() {
         let mut pauses = Pauses::default();
-        assert!(pauses.changed(USER, true, 0));
+        assert!(pauses.changed(USER, told(true), 0));
         assert_eq!(pauses.next(PAUSE), None);
         assert_eq!(pauses.next(AGAIN - 1), None);
         assert_eq!(pauses.next(AGAIN), Some(USER));
-        assert!(pauses.changed(USER, true, AGAIN));
+        assert!(pauses.changed(USER, told(true), AGAIN));
         assert!(
-            pauses.changed(USER, true, AGAIN + PAUSE),
+            pauses.changed(USER, told(true), AGAIN + PAUSE),
             "the pause is over"
         );
         assert_eq!(pauses.ends.len(), 1);
