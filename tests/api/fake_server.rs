@@ -1,7 +1,5 @@
 //! A server that is none: it has a name, a key and a certificate, and says whatever a test wants.
 
-#![allow(dead_code, reason = "the tests of federation come one after the other")]
-
 use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,

@@ -145,6 +145,11 @@ async fn signed_requests_are_answered() {
     assert!(header.contains(&destination));
     let old = header.replace(&destination, "");
     assert_eq!(fails(door.send(&[&old], &body).await), known);
+    // The real endpoint is behind the same door.
+    let path = "/_matrix/federation/v1/send/1";
+    let nothing = json!({ "origin": fake.name, "origin_server_ts": 1, "pdus": [] });
+    let answer = fake.put(&door.server, path, nothing).await.ok();
+    assert_eq!(answer, json!({ "pdus": {} }));
     // All this took one request for keys.
     assert_eq!(fake.recorded().len(), 1);
 }
