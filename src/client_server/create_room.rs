@@ -65,6 +65,13 @@ async fn create_room(app: Arc<App>, call: Call<Request>) -> Result<Response> {
             message,
         ));
     }
+    if !app.config.federation.enabled
+        && let Some(stranger) = request.invite.iter().find(|user| !app.is_local(user))
+    {
+        return Err(Error::forbidden(format!(
+            "{stranger} is on another server, and this one does not talk to others"
+        )));
+    }
     let version = request
         .room_version
         .clone()

@@ -39,6 +39,9 @@ pub fn candidates(
     named: &[OwnedServerName],
     inviter: Option<&UserId>,
 ) -> Vec<OwnedServerName> {
+    if !app.config.federation.enabled {
+        return Vec::new();
+    }
     let mut all: Vec<OwnedServerName> = named.to_vec();
     all.extend(inviter.map(|user| user.server_name().to_owned()));
     if let Some(room) = room {

@@ -131,8 +131,9 @@ pub async fn accept(
     text: Box<RawValue>,
     expected: MembershipState,
 ) -> Result<Arc<Pdu>> {
+    let text = authorised(app, room, event_id, text, &expected).await?;
     let mut checked = verify(app, room.rules, vec![text]).await?;
-    let mut pdu = match checked.pop() {
+    let pdu = match checked.pop() {
         Some(Ok(pdu)) => pdu,
         Some(Err(error)) => return Err(refused(&error)),
         None => return Err(Error::internal("a check has no result")),
@@ -155,15 +156,6 @@ pub async fn accept(
             "the event is no {expected} of its sender"
         )));
     }
-    if let Some(authoriser) = &content.authoriser
-        && app.is_local(authoriser)
-        && expected == MembershipState::Join
-    {
-        // Who was allowed to join when the event was prepared need not be so any more.
-        self::authoriser(app, room, &pdu.sender).await?;
-        let signed = sign_received(&pdu, room.rules, app.name(), &app.signing_key)?;
-        pdu = Arc::new(signed);
-    }
     let received = Received {
         is_ours: true,
         ..Received::new(Arc::clone(&pdu))
@@ -177,6 +169,35 @@ pub async fn accept(
         )),
         None => Err(Error::internal("an event has no fate")),
     }
+}
+
+/// The text of a join with this server's signature, where somebody here lets the user in: without it the event is not whole.
+/// Whether the event is any good is checked afterwards.
+async fn authorised(
+    app: &App,
+    room: &Arc<Room>,
+    event_id: &EventId,
+    text: Box<RawValue>,
+    expected: &MembershipState,
+) -> Result<Box<RawValue>> {
+    if *expected != MembershipState::Join || !room.rules.authorization.restricted_join_rule {
+        return Ok(text);
+    }
+    let mut object = strict_json(text.get().as_bytes())?;
+    object.remove("unsigned");
+    let json = serde_json::to_string(&object).map_err(Error::internal)?;
+    let pdu = Pdu::from_canonical(event_id.to_owned(), json, room.rules)
+        .map_err(|error| Error::bad_json(error.to_string()))?;
+    let content: Option<MemberContent> = pdu.content_as().ok();
+    let authoriser = content.and_then(|content| content.authoriser);
+    if !authoriser.is_some_and(|user| app.is_local(&user)) {
+        return Ok(text);
+    }
+    // Who was allowed to join when the event was prepared need not be so any more.
+    self::authoriser(app, room, &pdu.sender).await?;
+    let signed = sign_received(&pdu, room.rules, app.name(), &app.signing_key)
+        .map_err(|error| refused(&error))?;
+    RawValue::from_string(signed.json.to_string()).map_err(Error::internal)
 }
 
 /// What another server is told about an event that is none.

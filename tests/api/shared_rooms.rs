@@ -205,3 +205,117 @@ async fn what_is_said_arrives_both_ways() {
     sees(&alice, &room, &two).await;
     assert_eq!(state(&alice, &room).await, state(&bob, &room).await);
 }
+
+async fn joins(user: &User<'_>, room: &str, via: &TestServer) {
+    let path = format!("/join/{room}?via={}", via.name());
+    user.post(&path, json!({})).await.ok();
+}
+
+/// Waits until the state has a membership for somebody.
+async fn sees_membership(user: &User<'_>, room: &str, of: &User<'_>, membership: &str) {
+    let path = format!("/rooms/{room}/state/m.room.member/{}", of.id);
+    eventually(user, |_| Some(())).await;
+    let started = std::time::Instant::now();
+    loop {
+        let member = user.get(&path).await;
+        if member.body["membership"] == membership {
+            return;
+        }
+        assert!(started.elapsed().as_secs() < 20, "{}", member.body);
+        user.sync("timeout=100").await;
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_withdrawn_invite_disappears() {
+    let (here, there) = (TestServer::federated().await, TestServer::federated().await);
+    let (alice, bob) = (here.register("alice").await, there.register("bob").await);
+    let room = alice.create_room(json!({ "invite": [bob.id] })).await;
+    eventually(&bob, |sync| {
+        sync["rooms"]["invite"][&room].is_object().then_some(())
+    })
+    .await;
+    let body = json!({ "user_id": bob.id });
+    alice.post(&format!("/rooms/{room}/kick"), body).await.ok();
+    eventually(&bob, |sync| {
+        sync["rooms"]["invite"][&room].is_null().then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_restricted_room_opens_to_members_of_another() {
+    let (here, there) = (TestServer::federated().await, TestServer::federated().await);
+    let (alice, bob) = (here.register("alice").await, there.register("bob").await);
+    let space = alice.create_room(json!({ "preset": "public_chat" })).await;
+    let rules = json!({
+        "join_rule": "restricted",
+        "allow": [{ "type": "m.room_membership", "room_id": space }],
+    });
+    let rules = json!([{ "type": "m.room.join_rules", "state_key": "", "content": rules }]);
+    let room = alice.create_room(json!({ "initial_state": rules })).await;
+    let path = format!("/join/{room}?via={}", here.name());
+    bob.post(&path, json!({})).await.fails(403, "M_FORBIDDEN");
+    joins(&bob, &space, &here).await;
+    joins(&bob, &room, &here).await;
+    assert_eq!(state(&alice, &room).await, state(&bob, &room).await);
+    let said = bob.say(&room, "in").await;
+    sees(&alice, &room, &said).await;
+}
+
+#[tokio::test]
+async fn people_knock_leave_come_back_and_are_banned_across_servers() {
+    let (here, there) = (TestServer::federated().await, TestServer::federated().await);
+    let (alice, bob) = (here.register("alice").await, there.register("bob").await);
+    let rules = json!([{ "type": "m.room.join_rules", "state_key": "", "content": { "join_rule": "knock" } }]);
+    let room = alice
+        .create_room(json!({ "initial_state": rules, "name": "Door" }))
+        .await;
+    let path = format!("/knock/{room}?via={}", here.name());
+    bob.post(&path, json!({ "reason": "let me in" })).await.ok();
+    eventually(&bob, |sync| {
+        let told = sync["rooms"]["knock"][&room]["knock_state"]["events"].as_array()?;
+        told.iter()
+            .find(|event| event["type"] == "m.room.name")
+            .map(drop)
+    })
+    .await;
+    sees_membership(&alice, &room, &bob, "knock").await;
+    let body = json!({ "user_id": bob.id });
+    alice
+        .post(&format!("/rooms/{room}/invite"), body.clone())
+        .await
+        .ok();
+    eventually(&bob, |sync| {
+        sync["rooms"]["invite"][&room].is_object().then_some(())
+    })
+    .await;
+    joins(&bob, &room, &here).await;
+    bob.post(&format!("/rooms/{room}/leave"), json!({}))
+        .await
+        .ok();
+    sees_membership(&alice, &room, &bob, "leave").await;
+    // What happens now is not for bob's server, and it is there when bob comes back.
+    set(
+        &alice,
+        &room,
+        "m.room.join_rules",
+        json!({ "join_rule": "public" }),
+    )
+    .await;
+    set(&alice, &room, "m.room.name", json!({ "name": "Open" })).await;
+    alice.say(&room, "unheard").await;
+    joins(&bob, &room, &here).await;
+    assert_eq!(state(&alice, &room).await, state(&bob, &room).await);
+    let said = bob.say(&room, "back").await;
+    sees(&alice, &room, &said).await;
+    alice.post(&format!("/rooms/{room}/ban"), body).await.ok();
+    eventually(&bob, |sync| {
+        sync["rooms"]["join"][&room].is_null().then_some(())
+    })
+    .await;
+    bob.post(&format!("/rooms/{room}/join"), json!({}))
+        .await
+        .fails(403, "M_FORBIDDEN");
+}

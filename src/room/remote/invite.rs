@@ -274,6 +274,10 @@ fn room_type(told: &[Box<RawValue>]) -> Option<String> {
 /// # Errors
 /// `M_FORBIDDEN` if it may not.
 pub async fn expect_allowed(app: &App, room: &Room, user: &UserId) -> Result<()> {
+    if !app.config.federation.enabled {
+        let message = "this server does not talk to other servers";
+        return Err(Error::forbidden(message));
+    }
     let create: Option<CreateContent> =
         head::state_content(app, room, &ruma::events::StateEventType::RoomCreate, "").await?;
     if create.is_some_and(|create| !create.federate) {
