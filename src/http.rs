@@ -167,6 +167,29 @@ impl Routes {
         self
     }
 
+    /// The same for an answer that ruma's type cannot say: any JSON.
+    #[must_use]
+    pub fn json_at<R, F, A, O>(mut self, path: &str, handler: F) -> Self
+    where
+        R: IncomingRequest<Authentication: Authenticate> + Send + 'static,
+        F: Fn(Arc<App>, Call<R>) -> A + Clone + Send + Sync + 'static,
+        A: Future<Output = Result<O>> + Send,
+        O: Serialize + Send + 'static,
+    {
+        let handler = endpoint(
+            BODY_LIMIT,
+            handler,
+            |json: O| Ok(Json(json).into_response()),
+        );
+        self.router = self.router.route(path, handler);
+        self.endpoints.push(Endpoint {
+            method: Some(R::METHOD),
+            paths: vec![path.to_owned()],
+            body_limit: Some(BODY_LIMIT),
+        });
+        self
+    }
+
     /// Answers an endpoint of the User-Interactive Authentication API: what a client has sent once it need not
     /// repeat when it comes back with its session.
     #[must_use]

@@ -236,7 +236,7 @@ impl Writer<'_> {
             relations: bundle.map(|bundle| self.relations(bundle)).transpose()?,
             membership: self.sight.membership(event).map(Membership::as_str),
             prev_content: replaced
-                .filter(|replaced| self.sight.sees(replaced))
+                .filter(|replaced| self.sight.sees_replaced(replaced))
                 .map(|replaced| &*self.pruned.pdu(replaced).content),
             redacted_because: redaction
                 .map(|event| self.event(event, false).map(Box::new))

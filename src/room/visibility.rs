@@ -157,6 +157,16 @@ impl<'a> Sight<'a> {
                     .is_none_or(|history| history.allows(event, self.viewer, self.joined)))
     }
 
+    /// Whether the viewer may see what a state event they see took the place of. Of what they are to the room they were told
+    /// themselves, also where that is not in the room's history here: the invite of another server.
+    #[must_use]
+    pub fn sees_replaced(&self, event: &Event) -> bool {
+        let is_outlier = event.flags & flags::HIDDEN == flags::OUTLIER;
+        let is_own = &*event.pdu.event_type == "m.room.member"
+            && event.pdu.state_key.as_deref() == Some(self.viewer.user_id.as_str());
+        self.sees(event) || (is_outlier && is_own)
+    }
+
     /// What the viewer was to the room at an event, after its own effect ("unsigned.membership"); `None` if that would
     /// take a query to know.
     #[must_use]

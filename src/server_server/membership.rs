@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use http::StatusCode;
 use ruma::{
-    OwnedEventId,
+    CanonicalJsonObject, OwnedEventId,
     api::federation::membership::{
         RawStrippedState, create_invite, create_join_event, create_knock_event, create_leave_event,
         prepare_join_event, prepare_knock_event, prepare_leave_event,
@@ -29,12 +30,18 @@ const MAX_CHAIN: usize = 200_000;
 /// How many events are read at once.
 const AT_ONCE: usize = 1000;
 
+/// The first versions of two endpoints; ruma does not know them any more.
+const FIRST_JOIN: &str = "/_matrix/federation/v1/send_join/{room_id}/{event_id}";
+const FIRST_LEAVE: &str = "/_matrix/federation/v1/send_leave/{room_id}/{event_id}";
+
 pub(super) fn routes() -> Routes {
     Routes::new()
         .add::<prepare_join_event::v1::Request, _, _>(prepare_join_event)
         .add::<create_join_event::v2::Request, _, _>(create_join_event)
+        .json_at::<create_join_event::v2::Request, _, _, _>(FIRST_JOIN, create_join_event_v1)
         .add::<prepare_leave_event::v1::Request, _, _>(prepare_leave_event)
         .add::<create_leave_event::v2::Request, _, _>(create_leave_event)
+        .json_at::<create_leave_event::v2::Request, _, _, _>(FIRST_LEAVE, create_leave_event_v1)
         .add::<prepare_knock_event::v1::Request, _, _>(prepare_knock_event)
         .add::<create_knock_event::v1::Request, _, _>(create_knock_event)
         .add::<create_invite::v2::Request, _, _>(create_invite)
@@ -90,6 +97,17 @@ async fn create_join_event(
     Ok(create_join_event::v2::Response::new(response))
 }
 
+/// `PUT /_matrix/federation/v1/send_join/{roomId}/{eventId}`
+///
+/// The status is part of the answer, as old servers want it.
+async fn create_join_event_v1(
+    app: Arc<App>,
+    call: Call<create_join_event::v2::Request>,
+) -> Result<(u16, create_join_event::v2::RoomState)> {
+    let response = create_join_event(app, call).await?;
+    Ok((StatusCode::OK.as_u16(), response.room_state))
+}
+
 /// The JSON of events.
 async fn texts(app: &App, events: &[EventNid]) -> Result<Vec<Box<RawValue>>> {
     let mut texts = Vec::with_capacity(events.len());
@@ -128,6 +146,15 @@ async fn create_leave_event(
     let (id, leave) = (&request.event_id, MembershipState::Leave);
     resident::accept(&app, &room, origin, id, request.pdu, leave).await?;
     Ok(create_leave_event::v2::Response::new())
+}
+
+/// `PUT /_matrix/federation/v1/send_leave/{roomId}/{eventId}`
+async fn create_leave_event_v1(
+    app: Arc<App>,
+    call: Call<create_leave_event::v2::Request>,
+) -> Result<(u16, CanonicalJsonObject)> {
+    create_leave_event(app, call).await?;
+    Ok((StatusCode::OK.as_u16(), CanonicalJsonObject::new()))
 }
 
 /// `GET /_matrix/federation/v1/make_knock/{roomId}/{userId}`

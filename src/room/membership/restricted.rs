@@ -64,7 +64,7 @@ pub(in crate::room) async fn authoriser(
             break;
         }
     }
-    if !opened && !is_known && !app.is_local(user) {
+    if !opened && !is_known && !restricted.allow.is_empty() && !app.is_local(user) {
         return Err(Error::new(
             StatusCode::BAD_REQUEST,
             ErrorKind::UnableToAuthorizeJoin,
