@@ -1,5 +1,6 @@
 //! Between axum and ruma: routes from ruma's metadata, requests and answers as ruma's types, errors on the wire.
 
+mod answers;
 mod bodies;
 mod changed;
 mod leftover;
@@ -16,7 +17,6 @@ use axum::{
 };
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Method, StatusCode, header};
-use http_body_util::BodyExt as _;
 use percent_encoding::percent_decode_str;
 use ruma::api::{
     IncomingRequest, IncomingRequestExt as _, Metadata, OutgoingResponse, OutgoingResponseExt as _,
@@ -27,7 +27,7 @@ use ruma::api::{
     path_builder::PathBuilder as _,
 };
 use serde::Serialize;
-use serde_json::{Value, error::Category, value::RawValue};
+use serde_json::{error::Category, value::RawValue};
 
 pub use bodies::Bodies;
 
@@ -283,7 +283,19 @@ impl Routes {
     /// has as a text or not at all. Not for answers that have what users made in them.
     #[must_use]
     pub fn without_nulls(mut self) -> Self {
-        self.router = self.router.layer(middleware::map_response(drop_nulls));
+        self.router = self
+            .router
+            .layer(middleware::map_response(answers::drop_nulls));
+        self
+    }
+
+    /// Writes the join rule of the rooms in the answers of these endpoints where ruma leaves it out: it is the default, but
+    /// other servers and clients take nothing for granted.
+    #[must_use]
+    pub fn with_join_rules(mut self) -> Self {
+        self.router = self
+            .router
+            .layer(middleware::map_response(answers::add_join_rules));
         self
     }
 
@@ -391,29 +403,6 @@ fn check_json(body: &[u8]) -> Result<()> {
         Ok(())
     } else {
         Err(Error::bad_json("the body is no JSON object"))
-    }
-}
-
-async fn drop_nulls(response: Response) -> Result<Response> {
-    let (mut parts, body) = response.into_parts();
-    let body = body.collect().await.map_err(Error::internal)?.to_bytes();
-    let Ok(mut json) = serde_json::from_slice(&body) else {
-        return Ok(Response::from_parts(parts, body.into()));
-    };
-    keep_values(&mut json);
-    let body = serde_json::to_vec(&json).map_err(Error::internal)?;
-    parts.headers.remove(header::CONTENT_LENGTH);
-    Ok(Response::from_parts(parts, body.into()))
-}
-
-fn keep_values(json: &mut Value) {
-    match json {
-        Value::Object(fields) => {
-            fields.retain(|_, value| !value.is_null());
-            fields.values_mut().for_each(keep_values);
-        }
-        Value::Array(items) => items.iter_mut().for_each(keep_values),
-        _ => {}
     }
 }
 

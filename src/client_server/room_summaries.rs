@@ -25,6 +25,7 @@ pub(super) fn routes() -> Routes {
     Routes::new()
         .add::<Request, _, _>(get_summary)
         .at::<Request, _, _>(FIRST_PATH, get_summary)
+        .with_join_rules()
 }
 
 /// `GET /_matrix/client/v1/room_summary/{roomIdOrAlias}`

@@ -22,7 +22,9 @@ const MAX_LIMIT: u64 = 100;
 const MAX_DEPTH: u64 = 20;
 
 pub(super) fn routes() -> Routes {
-    Routes::new().add::<Request, _, _>(get_hierarchy)
+    Routes::new()
+        .add::<Request, _, _>(get_hierarchy)
+        .with_join_rules()
 }
 
 /// `GET /_matrix/client/v1/rooms/{roomId}/hierarchy`

@@ -15,7 +15,9 @@ use crate::{
 };
 
 pub(super) fn routes() -> Routes {
-    Routes::new().add::<Request, _, _>(get_hierarchy)
+    Routes::new()
+        .add::<Request, _, _>(get_hierarchy)
+        .with_join_rules()
 }
 
 /// `GET /_matrix/federation/v1/hierarchy/{roomId}`

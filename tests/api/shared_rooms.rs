@@ -228,6 +228,20 @@ async fn sees_membership(user: &User<'_>, room: &str, of: &User<'_>, membership:
 }
 
 #[tokio::test]
+async fn a_summary_says_that_a_room_is_public() {
+    let (here, there) = (TestServer::federated().await, TestServer::federated().await);
+    let (alice, bob) = (here.register("alice").await, there.register("bob").await);
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    for (user, via) in [
+        (&alice, String::new()),
+        (&bob, format!("?via={}", here.name())),
+    ] {
+        let path = format!("/_matrix/client/v1/room_summary/{room}{via}");
+        assert_eq!(user.get(&path).await.ok()["join_rule"], "public");
+    }
+}
+
+#[tokio::test]
 async fn a_withdrawn_invite_disappears() {
     let (here, there) = (TestServer::federated().await, TestServer::federated().await);
     let (alice, bob) = (here.register("alice").await, there.register("bob").await);

@@ -235,7 +235,7 @@ async fn a_summary_tells_of_a_room() {
     let expected = json!({
         "room_id": open, "name": "The Pub", "topic": "Ale", "canonical_alias": "#pub:localhost",
         "num_joined_members": 1, "world_readable": false, "guest_can_join": false,
-        "encryption": "m.megolm.v1.aes-sha2", "room_version": "12",
+        "encryption": "m.megolm.v1.aes-sha2", "room_version": "12", "join_rule": "public",
     });
     let closed = room(&alice, "closed", "private_chat").await;
     for path in [
