@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    append::step::Step,
+    append::{names::Names, step::Step},
     head::{self, StateMap},
     resolution::{self, Newest},
 };
@@ -313,6 +313,12 @@ impl Step<'_> {
         if let Some((_, own)) = own {
             events.insert(own.nid, Arc::new(own.clone()));
         }
+        // Members whose own events do not come now are told of too.
+        let pdus: Vec<_> = events
+            .values()
+            .map(|event| Arc::clone(&event.pdu))
+            .collect();
+        self.others = Names::give_for(self.app, &pdus).await?;
         let names = self
             .app
             .names

@@ -214,7 +214,7 @@ pub(super) async fn settled<'a>(
 /// Takes an event that follows what the room has last. `None` if it follows something else.
 async fn take_on_top(step: &mut Step<'_>, known: &mut Known, item: &Item) -> Result<Option<Fate>> {
     if known.is_here(&item.pdu) {
-        return Ok(Some(finish_known(step, item)));
+        return Ok(Some(finish_known(step, known, item)));
     }
     let follows = |id: &OwnedEventId| step.extremities.iter().any(|extremity| extremity.id == *id);
     let is_on_top = item.before.is_none()
@@ -256,13 +256,18 @@ async fn take_on_top(step: &mut Step<'_>, known: &mut Known, item: &Item) -> Res
     }
 }
 
-fn finish_known(step: &mut Step<'_>, item: &Item) -> Fate {
+/// What became of an event when it was here first, so that nobody gets by asking twice what was refused once.
+fn finish_known(step: &mut Step<'_>, known: &Known, item: &Item) -> Fate {
     write(step, item);
     if item.is_history {
         let id = item.pdu.event_id.as_str();
         step.change.write(gap_rows::close(step.room.nid, id));
     }
-    Fate::Known
+    match known.stub(&item.pdu).map_or(0, |stub| stub.flags) {
+        kept if kept & flags::REJECTED != 0 => Fate::Rejected("it was rejected before".to_owned()),
+        kept if kept & flags::SOFT_FAILED != 0 => Fate::SoftFailed,
+        _ => Fate::Known,
+    }
 }
 
 fn write(step: &mut Step<'_>, item: &Item) {

@@ -2,7 +2,10 @@
 
 use serde_json::{Value, json};
 
-use crate::server::{TestServer, User};
+use crate::{
+    fake_server::FakeServer,
+    server::{TestServer, User},
+};
 
 /// Syncs until something is there, from the beginning each time.
 pub async fn eventually<T>(user: &User<'_>, find: impl Fn(&Value) -> Option<T>) -> T {
@@ -320,6 +323,9 @@ async fn people_knock_leave_come_back_and_are_banned_across_servers() {
     .await;
     set(&alice, &room, "m.room.name", json!({ "name": "Open" })).await;
     alice.say(&room, "unheard").await;
+    // Somebody whom bob's server has never met is there by then.
+    let carol = here.register("carol").await;
+    joins(&carol, &room, &here).await;
     joins(&bob, &room, &here).await;
     assert_eq!(state(&alice, &room).await, state(&bob, &room).await);
     let said = bob.say(&room, "back").await;
@@ -332,4 +338,38 @@ async fn people_knock_leave_come_back_and_are_banned_across_servers() {
     bob.post(&format!("/rooms/{room}/join"), json!({}))
         .await
         .fails(403, "M_FORBIDDEN");
+}
+
+#[tokio::test]
+async fn who_is_refused_does_not_get_in_by_asking_twice() {
+    let (here, fake) = (TestServer::federated().await, FakeServer::start().await);
+    let alice = here.register("alice").await;
+    let room = alice.create_room(json!({})).await;
+    let said = alice.say(&room, "private").await;
+    let events = alice.get(&format!("/rooms/{room}/state")).await.ok();
+    let id = |kind: &str| -> ruma::OwnedEventId {
+        let mut events = events.as_array().unwrap().iter();
+        let event = events.find(|event| event["type"] == kind).unwrap();
+        event["event_id"].as_str().unwrap().try_into().unwrap()
+    };
+    let user = format!("@mallory:{}", fake.name);
+    let draft = homing_federation::Draft {
+        room_id: Some(room.as_str().try_into().unwrap()),
+        sender: user.as_str().try_into().unwrap(),
+        event_type: "m.room.member".to_owned(),
+        state_key: Some(user),
+        content: homing_federation::strict_json(br#"{"membership":"join"}"#).unwrap(),
+        redacts: None,
+        origin_server_ts: ruma::MilliSecondsSinceUnixEpoch::now(),
+        prev_events: vec![said.as_str().try_into().unwrap()],
+        auth_events: vec![id("m.room.power_levels"), id("m.room.join_rules")],
+        depth: 20,
+    };
+    let rules = homing_federation::room_version::rules(&ruma::RoomVersionId::V12).unwrap();
+    let pdu = draft.sign(rules, &fake.name, &fake.key).unwrap();
+    let path = format!("/_matrix/federation/v2/send_join/{room}/{}", pdu.event_id);
+    for _ in 0..2 {
+        let body = serde_json::from_str(&pdu.json).unwrap();
+        fake.put(&here, &path, body).await.fails(403, "M_FORBIDDEN");
+    }
 }

@@ -78,7 +78,10 @@ impl Step<'_> {
         let before = before.and_then(|event| membership_of(&event.pdu));
         let member = Member {
             room: self.room.nid,
-            user: self.names.member(&user_id)?,
+            user: self
+                .names
+                .member(&user_id)
+                .or_else(|_| self.others.member(&user_id))?,
             membership,
             event: source.nid,
             sender: source.sender,

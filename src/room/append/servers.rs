@@ -35,7 +35,8 @@ impl Step<'_> {
         } else {
             self.app.head()
         };
-        let server = self.names.server(name)?;
+        let known = self.names.server(name);
+        let server = known.or_else(|_| self.others.server(name))?;
         let write = servers::set(self.room.nid, server, joined, from_pos, at);
         self.change.write(write);
         self.change.effect(Effect::Server {

@@ -41,6 +41,8 @@ pub(in crate::room) struct Step<'a> {
     pub(in crate::room) room: &'a Arc<Room>,
     pub(in crate::room) head: &'a mut Head,
     pub(super) names: &'a Names,
+    /// The names of what the state is resolved to, beside those of the events that come.
+    pub(in crate::room) others: Names,
     pub(in crate::room) change: Change,
     pub(in crate::room) row: HeadRow,
     pub(in crate::room) extremities: Vec<Extremity>,
@@ -104,6 +106,7 @@ impl<'a> Step<'a> {
             room,
             head,
             names,
+            others: Names::default(),
             change: Change::new(),
             row,
             extremities,

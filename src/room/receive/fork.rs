@@ -30,7 +30,7 @@ use crate::{
 /// Takes the event into the room, as the only one of its change.
 pub(super) async fn take(step: &mut Step<'_>, known: &mut Known, item: &Item) -> Result<Fate> {
     if known.is_here(&item.pdu) {
-        return Ok(finish_known(step, item));
+        return Ok(finish_known(step, known, item));
     }
     let mut missing = Missing::default();
     let auth = known.auth_events(&item.pdu).unwrap_or_else(|ids| {

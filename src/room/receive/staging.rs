@@ -18,7 +18,7 @@ use crate::{
     log::Change,
     rooms::Room,
     storage::{
-        RoomNid,
+        RoomNid, Write,
         inbound::{self, Waiting},
     },
 };
@@ -128,7 +128,13 @@ async fn work_on(app: &Arc<App>, nid: RoomNid, news: &Notify) -> Result<()> {
         }
         for waiting in ready {
             let _turn = app.staging.turns.acquire().await.map_err(Error::internal)?;
-            try_one(app, room, &waiting).await?;
+            if let Err(error) = try_one(app, room, &waiting).await {
+                // One event must not keep the others of the room waiting.
+                error!(%error, event = %waiting.event_id, "an event that waits cannot be worked on");
+                let mut change = Change::new();
+                change.write(later(app, room.nid, &waiting));
+                app.log.append(change).await?;
+            }
         }
     }
 }
@@ -150,13 +156,21 @@ async fn try_one(app: &Arc<App>, room: &Arc<Room>, waiting: &Waiting) -> Result<
             change.write(remove);
         }
         None => {
-            let times = 4_i64.saturating_pow(u32::try_from(waiting.attempts).unwrap_or(0));
-            let wait = i64::try_from(FIRST_WAIT.as_millis()).unwrap_or(i64::MAX);
-            let next = app.clock.now() + wait.saturating_mul(times);
-            let (id, attempts) = (&waiting.event_id, waiting.attempts + 1);
-            change.write(inbound::postpone(room.nid, id, attempts, next));
+            change.write(later(app, room.nid, waiting));
         }
     }
     app.log.append(change).await?;
     Ok(())
+}
+
+/// An event is tried again, later each time, and is gone after so many times.
+fn later(app: &App, room: RoomNid, waiting: &Waiting) -> Write {
+    let (id, attempts) = (&waiting.event_id, waiting.attempts + 1);
+    if attempts >= ATTEMPTS {
+        return inbound::remove(room, id);
+    }
+    let times = 4_i64.saturating_pow(u32::try_from(waiting.attempts).unwrap_or(0));
+    let wait = i64::try_from(FIRST_WAIT.as_millis()).unwrap_or(i64::MAX);
+    let next = app.clock.now() + wait.saturating_mul(times);
+    inbound::postpone(room, id, attempts, next)
 }
