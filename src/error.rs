@@ -95,6 +95,11 @@ impl Error {
         refused: BAD_REQUEST Unknown;
     }
 
+    /// 502 `M_UNKNOWN`: another server does not answer.
+    pub fn unanswered(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_GATEWAY, ErrorKind::Unknown, message)
+    }
+
     /// 401 `M_UNKNOWN_TOKEN`. With `soft_logout` the client keeps its data and signs in again.
     #[must_use]
     pub fn unknown_token(soft_logout: bool) -> Self {

@@ -279,6 +279,24 @@ impl Routes {
         self
     }
 
+    /// Answers ruma's endpoint `R` under one more path, which ruma does not know, with what the handler makes itself.
+    #[must_use]
+    pub fn stream_at<R, F, A>(mut self, path: &str, handler: F) -> Self
+    where
+        R: IncomingRequest<Authentication: Authenticate> + Send + 'static,
+        F: Fn(Arc<App>, Call<R>) -> A + Clone + Send + Sync + 'static,
+        A: Future<Output = Result<Response>> + Send,
+    {
+        let handler = endpoint(BODY_LIMIT, handler, Ok);
+        self.router = self.router.route(path, handler);
+        self.endpoints.push(Endpoint {
+            method: Some(R::METHOD),
+            paths: vec![path.to_owned()],
+            body_limit: Some(BODY_LIMIT),
+        });
+        self
+    }
+
     /// Leaves out of the answers of these endpoints what is `null`: ruma writes so some fields that the specification
     /// has as a text or not at all. Not for answers that have what users made in them.
     #[must_use]

@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use homing_federation::client::{self, Limits};
@@ -36,6 +36,8 @@ const DOWNLOADS: usize = 32;
 /// How many profiles, and how many spaces, of other servers are kept.
 const PROFILES: usize = 256;
 const SPACES: usize = 64;
+/// How many policy servers that do not answer are kept in mind.
+const SILENT: usize = 256;
 
 /// The fields of a profile, by name.
 pub type Profile = Arc<Vec<(String, Value)>>;
@@ -51,6 +53,10 @@ pub struct Remote {
     pub spaces: Cache<OwnedRoomId, (i64, Option<Space>)>,
     /// The media that are being fetched: their servers and ids.
     pub media: Flights<(OwnedServerName, String)>,
+    /// Those whose invitations by address are being looked at.
+    pub bound: Flights<OwnedUserId>,
+    /// Policy servers that did not answer, each with the time when that was.
+    pub silent: Cache<OwnedServerName, Instant>,
     /// Room for files being fetched.
     pub downloads: Arc<Semaphore>,
     /// Whether a file has come since it was last looked whether there are too many.
@@ -75,6 +81,8 @@ impl Default for Remote {
             profiles: Cache::new(PROFILES),
             spaces: Cache::new(SPACES),
             media: Flights::default(),
+            bound: Flights::default(),
+            silent: Cache::new(SILENT),
             downloads: Arc::new(Semaphore::new(DOWNLOADS)),
             // What there was at the start is too much if the settings have become stricter.
             has_more: AtomicBool::new(true),
@@ -122,10 +130,33 @@ pub fn failed(server: &ServerName, error: &client::Error) -> Error {
     let said = refusal.and_then(|refusal| Some((refusal.status, refusal.error.as_ref()?)));
     match said {
         Some((status @ (StatusCode::FORBIDDEN | StatusCode::NOT_FOUND), said)) => {
-            Error::new(status, said.kind.clone(), said.message.clone())
+            told(status, &said.kind, &said.message)
         }
         _ => unreachable(server),
     }
+}
+
+/// Codes that mean something about who is told them, and nothing if another server says them: clients sign out, lock
+/// themselves up or send people somewhere else.
+const OURS_TO_SAY: &[&str] = &[
+    "M_CONSENT_NOT_GIVEN",
+    "M_MISSING_TOKEN",
+    "M_RESOURCE_LIMIT_EXCEEDED",
+    "M_UNKNOWN_TOKEN",
+    "M_UNRECOGNIZED",
+    "M_USER_DEACTIVATED",
+    "M_USER_LOCKED",
+    "M_USER_SUSPENDED",
+];
+
+/// What another server has refused with, as a client may hear it.
+#[must_use]
+pub fn told(status: StatusCode, kind: &ErrorKind, message: &str) -> Error {
+    let code = kind.errcode();
+    if OURS_TO_SAY.contains(&code.as_str()) {
+        return Error::new(StatusCode::BAD_GATEWAY, ErrorKind::Unknown, message);
+    }
+    Error::new(status, kind.clone(), message)
 }
 
 /// 502 `M_UNKNOWN`.

@@ -5,6 +5,7 @@ mod content_repo;
 pub mod discovery;
 pub mod edus;
 mod event_auth;
+mod event_lists;
 mod events;
 pub mod keys;
 mod membership;
@@ -12,6 +13,7 @@ mod openid;
 mod public_rooms;
 mod query;
 mod spaces;
+mod third_party_invites;
 mod transactions;
 
 use crate::http::Routes;
@@ -31,5 +33,6 @@ pub fn routes() -> Routes {
         .merge(public_rooms::routes())
         .merge(query::routes())
         .merge(spaces::routes())
+        .merge(third_party_invites::routes())
         .merge(transactions::routes())
 }

@@ -14,7 +14,7 @@ use base64::{
 use ed25519_dalek::{Signature, Signer, VerifyingKey};
 use rand::{CryptoRng, RngExt, distr::Alphanumeric};
 use ruma::{
-    CanonicalJsonObject, ServerName, SigningKeyAlgorithm, SigningKeyId,
+    CanonicalJsonObject, CanonicalJsonValue, ServerName, SigningKeyAlgorithm, SigningKeyId,
     signatures::{self, KeyPair, sign_json},
 };
 
@@ -29,6 +29,9 @@ pub(crate) const BASE64: GeneralPurpose = GeneralPurpose::new(
         .with_decode_padding_mode(DecodePaddingMode::Indifferent)
         .with_decode_allow_trailing_bits(true),
 );
+
+/// The most signatures of an object that are looked at.
+const MAX_SIGNATURES: usize = 32;
 
 /// Reads base64 as described at [`BASE64`].
 pub(crate) fn decode(text: &str) -> Option<Vec<u8>> {
@@ -196,6 +199,35 @@ impl VerifyKey {
         VerifyingKey::from_bytes(&bytes)
             .map(Self)
             .map_err(|_| Error::BadKey("it is not an ed25519 key".to_owned()))
+    }
+
+    /// Reads a key that may be in the alphabet for addresses too, as keys that people write into rooms are.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BadKey`] if it is no key.
+    pub fn from_any_base64(text: &str) -> Result<Self, Error> {
+        Self::from_base64(&text.replace('-', "+").replace('_', "/"))
+    }
+
+    /// Whether a JSON object that is no event has a signature of this key, whatever it is called there.
+    #[must_use]
+    pub fn has_signed(&self, object: &CanonicalJsonObject) -> bool {
+        let mut object = object.clone();
+        let signatures = object.remove("signatures");
+        object.remove("unsigned");
+        let signed = CanonicalJsonValue::Object(object).to_string();
+        let Some(CanonicalJsonValue::Object(signatures)) = signatures else {
+            return false;
+        };
+        signatures
+            .values()
+            .filter_map(CanonicalJsonValue::as_object)
+            .flatten()
+            .filter(|(id, _)| id.starts_with("ed25519:"))
+            .take(MAX_SIGNATURES)
+            .filter_map(|(_, signature)| decode(signature.as_str()?))
+            .any(|signature| self.verify(signed.as_bytes(), &signature))
     }
 
     /// The key in unpadded base64.

@@ -43,6 +43,10 @@ pub const MAX_TEXT_BYTES: usize = 16 * MAX_RECEIVED_BYTES;
 /// change it.
 const MAX_SIGNATURES: usize = 32;
 
+/// The id of the key of policy servers. It is no key that a server publishes, though a server with that name may have sent
+/// the event too.
+pub const POLICY_KEY: &str = "ed25519:policy_server";
+
 /// What the signatures and the id of an event are not made of, besides what redaction takes away.
 const NOT_SIGNED: &[&str] = &["signatures", "unsigned"];
 
@@ -446,7 +450,7 @@ fn signers(
         let of_server: Vec<_> = of_server
             .into_iter()
             .flatten()
-            .filter(|(key_id, _)| key_id.starts_with("ed25519:"))
+            .filter(|(key_id, _)| key_id.starts_with("ed25519:") && *key_id != POLICY_KEY)
             .filter_map(|(key_id, signature)| Some((key_id, signature.as_str()?)))
             .map(|(key_id, signature)| (key_id.clone(), signature.to_owned()))
             .take(MAX_SIGNATURES)

@@ -6,7 +6,7 @@ use ruma::ServerName;
 
 use super::{
     destination::{MOST_BYTES, MOST_PDUS},
-    transaction::Pdu,
+    transaction::{Pdu, is_made_by},
 };
 use crate::{
     app::App,
@@ -39,15 +39,10 @@ pub(super) async fn read(
         let from = from.max(room.from_pos);
         let most = i64::try_from(OF_A_ROOM).unwrap_or(i64::MAX);
         let events = destinations::latest(&app.db, room.room, from, room.upto, most).await?;
-        let theirs = |sender: &str| {
-            sender
-                .split_once(':')
-                .is_some_and(|(_, server)| server == name)
-        };
         let mut of_room = 0;
         let events: Vec<_> = events
             .into_iter()
-            .filter(|event| !theirs(&event.sender))
+            .filter(|event| !is_made_by(name, &event.sender, &event.json))
             .take_while(|event| {
                 of_room += event.json.len();
                 of_room == event.json.len() || of_room <= MOST_BYTES

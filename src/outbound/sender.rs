@@ -18,7 +18,7 @@ use super::{
     destination::{Destination, Next},
     edus::{self, Note, Said},
     presence::{self, Addressed},
-    transaction::{Pdu, Transaction},
+    transaction::{Pdu, Transaction, is_made_by},
 };
 use crate::{
     app::App,
@@ -221,14 +221,14 @@ impl Sender {
         let Some(pos) = event.pos else {
             return;
         };
-        let origin = event.pdu.sender.server_name();
+        let sender = event.pdu.sender.as_str();
         let pdu = Arc::new(Pdu {
             pos,
             json: event.pdu.json.clone(),
         });
         let seen = room.seen();
         for (name, server) in &seen.servers {
-            if server.hears(pos) && name != origin {
+            if server.hears(pos) && !is_made_by(name, sender, &event.pdu.json) {
                 self.destination(name, server.server).add_pdu(&pdu);
             }
         }

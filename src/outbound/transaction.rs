@@ -22,6 +22,15 @@ pub(super) struct Pdu {
     pub(super) json: Box<str>,
 }
 
+/// Whether an event of `sender` was made by a server, so that it need not be told. An invite in place of an invitation by
+/// address is made by another server in the name of the sender; what has the word for one is sent, even if in vain.
+pub(super) fn is_made_by(server: &ServerName, sender: &str, json: &str) -> bool {
+    let is_theirs = sender
+        .split_once(':')
+        .is_some_and(|(_, name)| server == name);
+    is_theirs && !json.contains("\"third_party_invite\"")
+}
+
 /// What a destination is sent at once. Once it was sent it stays the same with the same id, until its EDUs are dropped.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Transaction {

@@ -3,6 +3,9 @@
 //! Computed under the room's lock on the room's head: authorized, hashed, signed. What belongs to it (position, state,
 //! members, relations, counts, transaction id) travels as one [`Change`]. The head moves on when the change is handed to
 //! the log, so that the next event need not wait for the disk; if the change fails, the head is read again.
+//!
+//! In a room with a policy server an event is made and given up again, signed there while nobody holds the room, and then
+//! let in as if another server had sent it: where the room has moved on meanwhile, it is a branch.
 
 mod counts;
 mod draft;
@@ -19,7 +22,10 @@ use ruma::{
     events::TimelineEventType,
 };
 
-use super::head;
+use super::{
+    head, policy_server,
+    receive::{Fate, Received, take},
+};
 use crate::{
     app::App,
     auth::Requester,
@@ -27,7 +33,7 @@ use crate::{
     error::{Error, Result},
     log::AppendError,
     rooms::Room,
-    storage::{DeviceNid, Event, EventNid, UserNid, Write},
+    storage::{self, DeviceNid, Event, EventNid, UserNid, Write},
     typing,
 };
 use names::Names;
@@ -175,7 +181,8 @@ pub(super) async fn end_typing(app: &App, room: &Arc<Room>, events: &[Arc<Event>
     Ok(())
 }
 
-/// The same, with other writes and effects that belong to the events.
+/// The same, with other writes and effects that belong to the events. Effects are for rooms that are being created: no policy
+/// server is in those.
 ///
 /// # Errors
 /// Those of [`append`].
@@ -187,6 +194,11 @@ pub async fn append_with(
     writes: &[Write],
     effects: impl Fn() -> Vec<Effect>,
 ) -> Result<Vec<Appended>> {
+    let is_exempt =
+        |event: &NewEvent| policy_server::is_exempt(&event.event_type, event.state_key.as_deref());
+    if policy_server::of(app, room).await?.is_some() && !events.iter().all(is_exempt) {
+        return Box::pin(append_signed(app, room, sender, events, writes)).await;
+    }
     let names = match Names::find(app, &events).await? {
         Some(names) => names,
         None => {
@@ -230,6 +242,79 @@ pub async fn append_with(
         }
     }
     Err(AppendError::Busy.into())
+}
+
+/// Lets events enter a room that uses a policy server, one after the other. The writes go with the first.
+async fn append_signed(
+    app: &App,
+    room: &Arc<Room>,
+    sender: &Sender,
+    events: Vec<NewEvent>,
+    writes: &[Write],
+) -> Result<Vec<Appended>> {
+    let mut appended = Vec::with_capacity(events.len());
+    for event in events {
+        let writes = if appended.is_empty() { writes } else { &[] };
+        appended.push(append_one_signed(app, room, sender, event, writes).await?);
+    }
+    Ok(appended)
+}
+
+async fn append_one_signed(
+    app: &App,
+    room: &Arc<Room>,
+    sender: &Sender,
+    event: NewEvent,
+    writes: &[Write],
+) -> Result<Appended> {
+    for _ in 0..TRIES {
+        let pdu = {
+            let mut slot = room.head.lock().await;
+            let head = head::in_slot(app, room, &mut slot).await?;
+            let nameless = Names::default();
+            let step = Step::new(app, room, head, &nameless);
+            let (pdu, state) = step.build(sender, event.clone()).await?;
+            step.check_relation(sender.user, &pdu).await?;
+            step.check_redaction(&pdu, &state).await?;
+            pdu
+        };
+        let received = Received {
+            is_ours: true,
+            txn: sender.txn.clone(),
+            writes: writes.to_vec(),
+            ..Received::new(policy_server::signed(app, room, Arc::new(pdu)).await?)
+        };
+        if let Some(appended) = bring(app, room, received).await? {
+            return Ok(appended);
+        }
+    }
+    Err(AppendError::Busy.into())
+}
+
+/// Lets a whole event of this server enter a room. `None` if it lacks the signature of a policy server that the room has
+/// got meanwhile.
+///
+/// # Errors
+/// `M_FORBIDDEN` if the room's rules do not allow it any more.
+pub(super) async fn bring(
+    app: &App,
+    room: &Arc<Room>,
+    received: Received,
+) -> Result<Option<Appended>> {
+    let event_id = received.pdu.event_id.clone();
+    match take(app, room, vec![received]).await?.pop() {
+        Some(Fate::Accepted | Fate::Known) => {}
+        Some(Fate::Unsigned) => return Ok(None),
+        Some(Fate::Rejected(reason)) => return Err(Error::forbidden(reason)),
+        _ => return Err(Error::forbidden("the room has changed meanwhile")),
+    }
+    let stubs = storage::events::stubs(&app.db, vec![event_id.to_string()]).await?;
+    let stub = stubs.get(event_id.as_str());
+    let stub = stub.ok_or_else(|| Error::internal("an event was taken and is not there"))?;
+    Ok(Some(Appended {
+        nid: stub.nid,
+        event_id,
+    }))
 }
 
 /// An event that could be appended now, as it would be; nothing is kept of it.

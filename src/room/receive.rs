@@ -36,7 +36,7 @@ use crate::{
     log::{AppendError, Change},
     rooms::{Head, Room},
     storage::{
-        Event, EventNid, Write,
+        DeviceNid, Event, EventNid, Write,
         events::{Stub, flags},
         gaps as gap_rows,
     },
@@ -60,6 +60,17 @@ pub enum Fate {
     Rejected(String),
     /// It cannot be judged without these events.
     Missing(Missing),
+    /// It lacks the signature of the room's policy server, which nobody has asked for yet.
+    Unsigned,
+}
+
+/// What the policy server of a room says of an event, beside what it has signed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opinion {
+    /// It was not asked.
+    Unknown,
+    /// It was asked for its signature and has not given it.
+    Unwanted,
 }
 
 /// Events that are not here and are needed.
@@ -86,6 +97,10 @@ pub struct Received {
     /// Whether somebody here comes back with it to a room that this server has left: what was known of the room counts no
     /// more, but for how it differs from `before`.
     pub is_return: bool,
+    /// What the room's policy server says of it.
+    pub opinion: Opinion,
+    /// The transaction id under which a device here has sent it.
+    pub txn: Option<(DeviceNid, Arc<str>)>,
     /// What is written in the same commit.
     pub writes: Vec<Write>,
 }
@@ -100,13 +115,15 @@ impl Received {
             before: None,
             is_history: false,
             is_return: false,
+            opinion: Opinion::Unknown,
+            txn: None,
             writes: Vec::new(),
         }
     }
 }
 
 /// Takes events into a room in the order given, which must be one in which none comes before one that it follows.
-/// Answers what became of each; all that is not [`Fate::Missing`] is durable.
+/// Answers what became of each; all that is not [`Fate::Missing`] or [`Fate::Unsigned`] is durable.
 ///
 /// # Errors
 /// If the database fails. Then some of the events may have been taken; they are known when they come again.
@@ -219,6 +236,7 @@ async fn take_on_top(step: &mut Step<'_>, known: &mut Known, item: &Item) -> Res
     let follows = |id: &OwnedEventId| step.extremities.iter().any(|extremity| extremity.id == *id);
     let is_on_top = item.before.is_none()
         && !item.is_history
+        && item.opinion == Opinion::Unknown
         && item.pdu.prev_events.len() == step.extremities.len()
         && item.pdu.prev_events.iter().all(follows);
     if !is_on_top {
@@ -239,6 +257,9 @@ async fn take_on_top(step: &mut Step<'_>, known: &mut Known, item: &Item) -> Res
         Verdict::Accepted => judge::by_state(step.room, &item.pdu, &state),
         rejected @ Verdict::Rejected(_) => rejected,
     };
+    if verdict == Verdict::Accepted && lacks_signature(step, item).await? {
+        return Ok(Some(Fate::Unsigned));
+    }
     let placed = place(step.app, known, item, &auth, before)?;
     write(step, item);
     match verdict {
@@ -290,12 +311,22 @@ fn place(
         },
         is_stored: stored.is_some(),
         sender: item.sender,
-        txn: None,
+        txn: item.txn.clone(),
         before,
         auth: auth.iter().map(|event| event.nid).collect(),
         flags: if item.is_ours { flags::OURS } else { 0 },
         redacted_by: None,
     })
+}
+
+/// Whether the room's policy server has not signed an event that it must sign (step 7 of the checks). What is older than
+/// what is known of the room is no news for anybody.
+async fn lacks_signature(step: &Step<'_>, item: &Item) -> Result<bool> {
+    if item.is_history || item.is_return {
+        return Ok(false);
+    }
+    let policy = step.policy().await?;
+    Ok(policy.is_some_and(|policy| !policy.recommends(step.room, &item.pdu)))
 }
 
 /// Keeps an event that nobody is shown.

@@ -24,7 +24,7 @@ pub use knock::knock;
 pub use leave::leave;
 pub use stub::retract;
 
-use crate::{app::App, error::Error, rooms::Room};
+use crate::{app::App, error::Error, remote::told, rooms::Room};
 
 /// How many servers are asked for one thing.
 const SERVERS: usize = 10;
@@ -69,13 +69,26 @@ pub fn failure(error: &client::Error) -> Error {
         && refusal.status.is_client_error()
         && refusal.status != StatusCode::UNAUTHORIZED
     {
-        return Error::new(refusal.status, body.kind.clone(), body.message.clone());
+        return told(refusal.status, &body.kind, &body.message);
     }
     Error::new(
         StatusCode::BAD_GATEWAY,
         ErrorKind::Unknown,
         format!("the other server cannot be reached: {error}"),
     )
+}
+
+/// The same where the other server was sent an event: if that was no good, it is not the client's mistake.
+#[must_use]
+pub(super) fn refusal(error: &client::Error) -> Error {
+    let kind = error.refusal().and_then(client::Refusal::kind);
+    if matches!(
+        kind,
+        Some(ErrorKind::InvalidParam | ErrorKind::MissingParam)
+    ) {
+        return nonsense(&error.to_string());
+    }
+    failure(error)
 }
 
 /// Nobody can be asked.

@@ -16,6 +16,7 @@ use serde_json::value::RawValue;
 use super::{
     append::{self, NewEvent, Sender},
     membership::{self, bare_content, restricted},
+    policy_server,
     receive::{Fate, Received, take, verify::verify},
     server_acl,
 };
@@ -144,10 +145,13 @@ pub async fn accept(
     if pdu.room_id != room.id {
         return Err(Error::invalid_param("the event is of another room"));
     }
-    expect_own(&pdu.sender, origin)?;
+    if pdu.sender.server_name() != origin {
+        let message = format!("{} is not of {origin}", pdu.sender);
+        return Err(Error::invalid_param(message));
+    }
     let content: MemberContent = pdu
         .content_as()
-        .map_err(|error| Error::bad_json(error.to_string()))?;
+        .map_err(|error| Error::invalid_param(error.to_string()))?;
     if &*pdu.event_type != "m.room.member"
         || pdu.state_key.as_deref() != Some(pdu.sender.as_str())
         || content.membership != expected
@@ -156,6 +160,8 @@ pub async fn accept(
             "the event is no {expected} of its sender"
         )));
     }
+    // The other server does not know the room, so it is this one that asks the room's policy server.
+    let pdu = policy_server::signed(app, room, pdu).await?;
     let received = Received {
         is_ours: true,
         ..Received::new(Arc::clone(&pdu))
@@ -163,7 +169,9 @@ pub async fn accept(
     match take(app, room, vec![received]).await?.pop() {
         Some(Fate::Accepted | Fate::Known) => Ok(pdu),
         Some(Fate::Rejected(reason)) => Err(Error::forbidden(reason)),
-        Some(Fate::SoftFailed) => Err(Error::forbidden("the room does not allow this any more")),
+        Some(Fate::SoftFailed | Fate::Unsigned) => {
+            Err(Error::forbidden("the room does not allow this any more"))
+        }
         Some(Fate::Missing(_)) => Err(Error::refused(
             "the event rests on events that this server does not know",
         )),
@@ -208,7 +216,6 @@ fn refused(error: &homing_federation::Error) -> Error {
         Federation::NotJson(_) => Error::not_json(message),
         Federation::BadJson(_) => Error::bad_json(message),
         Federation::TooLarge { .. } => Error::too_large(message),
-        Federation::BadSignature { .. } | Federation::NoKey { .. } => Error::forbidden(message),
         _ => Error::invalid_param(message),
     }
 }

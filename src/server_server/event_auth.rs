@@ -5,7 +5,10 @@ use std::sync::Arc;
 use axum::response::Response;
 use ruma::api::federation::authorization::get_event_authorization::v1::Request;
 
-use super::events::{chain, expect_sight, find, json_lists};
+use super::{
+    event_lists::Object,
+    events::{chain, expect_sight, find},
+};
 use crate::{
     app::App,
     error::Result,
@@ -25,5 +28,5 @@ async fn get_event_authorization(app: Arc<App>, call: Call<Request>) -> Result<R
     let event = find(&app, &room, &request.event_id).await?;
     expect_sight(&sight, &event)?;
     let chain = chain(&app, &[event.nid]).await?;
-    Ok(json_lists(app, vec![("auth_chain", chain)]))
+    Ok(Object::default().events("auth_chain", chain).answer(app))
 }

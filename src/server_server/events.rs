@@ -2,20 +2,15 @@
 
 use std::sync::Arc;
 
-use axum::{
-    body::Body,
-    response::{IntoResponse as _, Response},
-};
-use bytes::Bytes;
-use futures_util::{Stream, StreamExt as _, stream};
-use http::header;
+use axum::response::Response;
 use ruma::{
-    EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, RoomId, ServerName, UInt,
+    EventId, MilliSecondsSinceUnixEpoch, RoomId, ServerName, UInt,
     api::federation::event::{
         get_event, get_event_by_timestamp, get_room_state, get_room_state_ids,
     },
 };
 
+use super::event_lists::Object;
 use crate::{
     app::App,
     error::{Error, Result},
@@ -26,16 +21,14 @@ use crate::{
 };
 
 /// The most events of an auth chain.
-pub(super) const AUTH_CHAIN: usize = 500_000;
-/// How many events of a large answer are in memory at once.
-const CHUNK: usize = 500;
+const AUTH_CHAIN: usize = 500_000;
 /// How many events near a time are looked at to find one that the server may see.
 const NEAR_EVENTS: i64 = 200;
 
 pub(super) fn routes() -> Routes {
     Routes::new()
         .stream::<get_room_state::v1::Request, _, _>(get_room_state)
-        .add::<get_room_state_ids::v1::Request, _, _>(get_room_state_ids)
+        .stream::<get_room_state_ids::v1::Request, _, _>(get_room_state_ids)
         .add::<get_event::v1::Request, _, _>(get_event)
         .add::<get_event_by_timestamp::v1::Request, _, _>(get_event_by_timestamp)
 }
@@ -50,74 +43,20 @@ async fn get_room_state(
     let request = call.body;
     let server = &call.requester.server;
     let (state, chain) = state_before(&app, &request.room_id, &request.event_id, server).await?;
-    let lists = vec![("auth_chain", chain), ("pdus", state)];
-    Ok(json_lists(app, lists))
-}
-
-/// An object with lists of events under these names, which are read while they are sent.
-pub(super) fn json_lists(app: Arc<App>, lists: Vec<(&'static str, Vec<EventNid>)>) -> Response {
-    let last = lists.len() - 1;
-    let body = stream::iter(lists.into_iter().enumerate());
-    let body = body.flat_map(move |(index, (name, nids))| {
-        let open = if index == 0 { "{" } else { "," };
-        let start = Bytes::from(format!("{open}\"{name}\":["));
-        let end = Bytes::from_static(if index == last { b"]}" } else { b"]" });
-        let events = json_list(Arc::clone(&app), nids);
-        stream::iter([Ok(start)])
-            .chain(events)
-            .chain(stream::iter([Ok(end)]))
-    });
-    let headers = [(header::CONTENT_TYPE, "application/json")];
-    (headers, Body::from_stream(body)).into_response()
-}
-
-/// The JSON of events with commas between, as it is read. What breaks off does so in the middle of the answer, and the
-/// connection with it.
-fn json_list(
-    app: Arc<App>,
-    nids: Vec<EventNid>,
-) -> impl Stream<Item = Result<Bytes, storage::Error>> {
-    stream::unfold((app, nids, true), |(app, mut rest, is_first)| async move {
-        if rest.is_empty() {
-            return None;
-        }
-        let chunk = rest.split_off(rest.len().saturating_sub(CHUNK));
-        let events = match graph::json(&app.db, &chunk).await {
-            Ok(events) => events,
-            Err(error) => {
-                tracing::error!(%error, "the state of a room cannot be read to its end");
-                return Some((Err(error), (app, Vec::new(), is_first)));
-            }
-        };
-        let mut text = events.join(",");
-        if !is_first && !text.is_empty() {
-            text.insert(0, ',');
-        }
-        let is_first = is_first && text.is_empty();
-        Some((Ok(Bytes::from(text)), (app, rest, is_first)))
-    })
+    let answer = Object::default().events("auth_chain", chain);
+    Ok(answer.events("pdus", state).answer(app))
 }
 
 /// `GET /_matrix/federation/v1/state_ids/{roomId}`
 async fn get_room_state_ids(
     app: Arc<App>,
     call: Call<get_room_state_ids::v1::Request>,
-) -> Result<get_room_state_ids::v1::Response> {
+) -> Result<Response> {
     let request = call.body;
     let server = &call.requester.server;
     let (state, chain) = state_before(&app, &request.room_id, &request.event_id, server).await?;
-    Ok(get_room_state_ids::v1::Response::new(
-        ids(&app, &chain).await?,
-        ids(&app, &state).await?,
-    ))
-}
-
-async fn ids(app: &App, nids: &[EventNid]) -> Result<Vec<OwnedEventId>> {
-    let ids = graph::ids(&app.db, nids).await?;
-    let ids = ids
-        .into_iter()
-        .map(|id| OwnedEventId::try_from(id).map_err(Error::internal));
-    ids.collect()
+    let answer = Object::default().ids("auth_chain_ids", chain);
+    Ok(answer.ids("pdu_ids", state).answer(app))
 }
 
 /// The state before an event, and the events on which that rests.
@@ -133,14 +72,19 @@ async fn state_before(
         return Err(Error::not_found("the state at this event is not known"));
     }
     expect_sight(&sight, &event)?;
+    let state = whole_state(app, &event).await?;
+    let chain = chain(app, &state).await?;
+    Ok((state, chain))
+}
+
+/// The state before an event that has a place in the room.
+pub(super) async fn whole_state(app: &App, event: &Event) -> Result<Vec<EventNid>> {
     let at = StateAt {
         line: event.state_line,
         sv: event.state_sv,
     };
     let state = storage::state::all_at(&app.db, at).await?;
-    let state: Vec<EventNid> = state.into_iter().map(|(_, event)| event).collect();
-    let chain = chain(app, &state).await?;
-    Ok((state, chain))
+    Ok(state.into_iter().map(|(_, event)| event).collect())
 }
 
 /// The events on which others rest.

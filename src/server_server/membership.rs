@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use axum::response::Response;
 use http::StatusCode;
 use ruma::{
-    CanonicalJsonObject, OwnedEventId,
+    CanonicalJsonObject, OwnedEventId, RoomVersionId,
     api::federation::membership::{
         RawStrippedState, create_invite, create_join_event, create_knock_event, create_leave_event,
         prepare_join_event, prepare_knock_event, prepare_leave_event,
@@ -13,6 +14,10 @@ use ruma::{
 };
 use serde_json::value::RawValue;
 
+use super::{
+    event_lists::Object,
+    events::{chain, find, whole_state},
+};
 use crate::{
     app::App,
     error::{Error, Result},
@@ -22,28 +27,24 @@ use crate::{
         remote::invite::{self, Invite},
         resident,
     },
-    storage::{self, EventNid, auth_chain, state::StateAt},
 };
 
-/// The most events of an auth chain that are answered.
-const MAX_CHAIN: usize = 200_000;
-/// How many events are read at once.
-const AT_ONCE: usize = 1000;
-
-/// The first versions of two endpoints; ruma does not know them any more.
+/// The first versions of endpoints; ruma does not know them any more, or wants more of the event than all have.
 const FIRST_JOIN: &str = "/_matrix/federation/v1/send_join/{room_id}/{event_id}";
+const FIRST_INVITE: &str = "/_matrix/federation/v1/invite/{room_id}/{event_id}";
 const FIRST_LEAVE: &str = "/_matrix/federation/v1/send_leave/{room_id}/{event_id}";
 
 pub(super) fn routes() -> Routes {
     Routes::new()
         .add::<prepare_join_event::v1::Request, _, _>(prepare_join_event)
-        .add::<create_join_event::v2::Request, _, _>(create_join_event)
-        .json_at::<create_join_event::v2::Request, _, _, _>(FIRST_JOIN, create_join_event_v1)
+        .stream::<create_join_event::v2::Request, _, _>(create_join_event)
+        .stream_at::<create_join_event::v2::Request, _, _>(FIRST_JOIN, create_join_event_v1)
         .add::<prepare_leave_event::v1::Request, _, _>(prepare_leave_event)
         .add::<create_leave_event::v2::Request, _, _>(create_leave_event)
         .json_at::<create_leave_event::v2::Request, _, _, _>(FIRST_LEAVE, create_leave_event_v1)
         .add::<prepare_knock_event::v1::Request, _, _>(prepare_knock_event)
         .add::<create_knock_event::v1::Request, _, _>(create_knock_event)
+        .json_at::<create_leave_event::v2::Request, _, _, _>(FIRST_INVITE, create_invite_v1)
         .add::<create_invite::v2::Request, _, _>(create_invite)
 }
 
@@ -64,37 +65,13 @@ async fn prepare_join_event(
 
 /// `PUT /_matrix/federation/v2/send_join/{roomId}/{eventId}`
 ///
-/// The whole state is answered, also to servers that would be content with less.
+/// The whole state is answered, also to servers that would be content with less. It is read while it is sent.
 async fn create_join_event(
     app: Arc<App>,
     call: Call<create_join_event::v2::Request>,
-) -> Result<create_join_event::v2::Response> {
-    let (request, origin) = (call.body, &call.requester.server);
-    let room = resident::room(&app, &request.room_id, origin).await?;
-    let (id, join) = (&request.event_id, MembershipState::Join);
-    let pdu = resident::accept(&app, &room, origin, id, request.pdu, join).await?;
-
-    let ids = vec![pdu.event_id.to_string()];
-    let event = storage::events::by_ids(&app.db, room.rules, room.nid, ids).await?;
-    let event = event
-        .into_iter()
-        .next()
-        .ok_or_else(|| Error::internal("a join was let in and is not there"))?;
-    let before = StateAt {
-        line: event.state_line,
-        sv: event.state_sv,
-    };
-    let state = storage::state::all_at(&app.db, before).await?;
-    let state: Vec<EventNid> = state.into_iter().map(|(_, event)| event).collect();
-    let mut roots = state.clone();
-    roots.push(event.nid);
-    let chain = auth_chain::closure(&app.db, &roots, MAX_CHAIN).await?;
-    let chain = chain.ok_or_else(|| Error::refused("the room is too large to be joined here"))?;
-    let mut response = create_join_event::v2::RoomState::new();
-    response.auth_chain = texts(&app, &chain).await?;
-    response.state = texts(&app, &state).await?;
-    response.event = Some(raw(&pdu.json)?);
-    Ok(create_join_event::v2::Response::new(response))
+) -> Result<Response> {
+    let state = let_join(&app, call).await?;
+    Ok(state.answer(app))
 }
 
 /// `PUT /_matrix/federation/v1/send_join/{roomId}/{eventId}`
@@ -103,20 +80,28 @@ async fn create_join_event(
 async fn create_join_event_v1(
     app: Arc<App>,
     call: Call<create_join_event::v2::Request>,
-) -> Result<(u16, create_join_event::v2::RoomState)> {
-    let response = create_join_event(app, call).await?;
-    Ok((StatusCode::OK.as_u16(), response.room_state))
+) -> Result<Response> {
+    let state = let_join(&app, call).await?;
+    Ok(state.within("[200,", "]", app))
 }
 
-/// The JSON of events.
-async fn texts(app: &App, events: &[EventNid]) -> Result<Vec<Box<RawValue>>> {
-    let mut texts = Vec::with_capacity(events.len());
-    for part in events.chunks(AT_ONCE) {
-        for json in storage::events::texts(&app.db, part).await? {
-            texts.push(RawValue::from_string(json).map_err(Error::internal)?);
-        }
-    }
-    Ok(texts)
+/// Lets somebody in, and answers the room as it was before.
+async fn let_join(app: &App, call: Call<create_join_event::v2::Request>) -> Result<Object> {
+    let (request, origin) = (call.body, &call.requester.server);
+    let room = resident::room(app, &request.room_id, origin).await?;
+    let (id, join) = (&request.event_id, MembershipState::Join);
+    let pdu = resident::accept(app, &room, origin, id, request.pdu, join).await?;
+    let event = find(app, &room, &pdu.event_id).await?;
+    let state = whole_state(app, &event).await?;
+    let mut roots = state.clone();
+    roots.push(event.nid);
+    let chain = chain(app, &roots).await?;
+    let origin = serde_json::to_string(app.name()).map_err(Error::internal)?;
+    let answer = Object::default()
+        .field("origin", &origin)
+        .field("members_omitted", "false")
+        .field("event", &event.pdu.json);
+    Ok(answer.events("auth_chain", chain).events("state", state))
 }
 
 fn raw(json: &str) -> Result<Box<RawValue>> {
@@ -186,6 +171,16 @@ async fn create_knock_event(
         .map(|event| raw(&event.pdu.json).map(RawStrippedState::Pdu));
     let told = told.collect::<Result<_>>()?;
     Ok(create_knock_event::v1::Response::new(told))
+}
+
+/// `PUT /_matrix/federation/v1/invite/{roomId}/{eventId}`
+///
+/// Such an invite is to a room of version 1 or 2, and those are not known here.
+async fn create_invite_v1(
+    _: Arc<App>,
+    _: Call<create_leave_event::v2::Request>,
+) -> Result<(u16, CanonicalJsonObject)> {
+    Err(invite::incompatible(&RoomVersionId::V1))
 }
 
 /// `PUT /_matrix/federation/v2/invite/{roomId}/{eventId}`

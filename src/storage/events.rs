@@ -213,13 +213,6 @@ pub async fn stubs(db: &Db, event_ids: Vec<String>) -> Result<HashMap<String, St
     rows.collect()
 }
 
-/// The JSON of events, in no particular order.
-pub async fn texts(db: &Db, nids: &[EventNid]) -> Result<Vec<String>> {
-    let query = sql!("SELECT json FROM event_json WHERE nid ", list(1));
-    let rows = db.rows(query, args![nids]).await?;
-    rows.iter().map(|row| row.get(0)).collect()
-}
-
 /// The keys of those of some events that are state events.
 pub async fn keys(db: &Db, nids: &[EventNid]) -> Result<Vec<(KeyNid, EventNid)>> {
     let query = sql!(

@@ -9,6 +9,7 @@
     reason = "short texts, made seldom"
 )]
 
+mod fake_room;
 mod fake_server;
 mod server;
 mod tls;
@@ -34,6 +35,7 @@ mod membership;
 mod messages;
 mod outbound;
 mod people;
+mod policy_servers;
 mod presence;
 mod profile;
 mod push_rules;
@@ -44,6 +46,7 @@ mod register;
 mod relations;
 mod remote_media;
 mod remote_spaces;
+mod resident;
 mod rooms;
 mod search;
 mod send;
@@ -60,6 +63,7 @@ mod sync;
 mod sync_cost;
 mod sync_people;
 mod sync_state;
+mod third_party_invites;
 mod thumbnails;
 mod two_servers;
 mod unread;

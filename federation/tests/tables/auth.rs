@@ -277,6 +277,69 @@ fn power_levels_must_be_integers_since_version_10() {
     }
 }
 
+/// What an identity server says about a user.
+fn proof(user: &UserId, token: &str) -> Value {
+    let mut signed = object(json!({"mxid": user, "token": token}));
+    let key = spec_key();
+    key.sign_json(server_name!("identity"), &mut signed)
+        .unwrap();
+    assert!(key.verify_key().has_signed(&signed));
+    serde_json::to_value(signed).unwrap()
+}
+
+#[test]
+fn invitations_by_address() {
+    for version in [RoomVersionId::V6, RoomVersionId::V11, RoomVersionId::V12] {
+        let mut room = Room::new(&version, &json!({"join_rule": "invite"}));
+        let key = spec_key().public_key();
+        let invitation = |key: &str| {
+            json!({
+                "display_name": "b", "key_validity_url": "https://identity/valid",
+                "public_key": key,
+            })
+        };
+        let mut several = invitation("no key");
+        several["public_keys"] = json!([{"public_key": "no key"}, {"public_key": key}]);
+        let other = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+        for (token, content) in [
+            ("t", invitation(&key)),
+            ("several", several),
+            ("other", invitation(other)),
+            ("none", json!({})),
+        ] {
+            room.state(alice(), "m.room.third_party_invite", token, content)
+                .unwrap();
+        }
+        let mut invite = |sender: &UserId, signed: Value| {
+            let before = room.state.clone();
+            let content = json!({
+                "membership": "invite",
+                "third_party_invite": {"display_name": "b", "signed": signed},
+            });
+            let result = room.state(sender, "m.room.member", bob(), content);
+            room.state = before;
+            result
+        };
+        invite(alice(), proof(bob(), "t")).unwrap();
+        invite(alice(), proof(bob(), "several")).unwrap();
+        rejected(invite(bob(), proof(bob(), "t")));
+        rejected(invite(alice(), proof(alice(), "t")));
+        for token in ["unknown", "other", "none"] {
+            rejected(invite(alice(), proof(bob(), token)));
+        }
+        let mut forged = proof(bob(), "t");
+        forged["token"] = json!("several");
+        rejected(invite(alice(), forged));
+        rejected(invite(alice(), json!({"mxid": bob(), "token": "t"})));
+        room.member(alice(), bob(), "ban").unwrap();
+        let content = json!({
+            "membership": "invite",
+            "third_party_invite": {"display_name": "b", "signed": proof(bob(), "t")},
+        });
+        rejected(room.state(alice(), "m.room.member", bob(), content));
+    }
+}
+
 #[test]
 fn malformed_member_events() {
     let room = Room::new(&RoomVersionId::V12, &json!({"join_rule": "public"}));

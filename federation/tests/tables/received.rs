@@ -510,6 +510,17 @@ fn signatures_of_policy_servers() {
     let signature = json["signatures"]["other"]["ed25519:x"].as_str().unwrap();
     assert!(holds(&with(signature)));
     assert!(!holds(&with("x")));
+    // The server that has sent the event may be the policy server. Nobody looks for its key among those it publishes.
+    let server = server_name!("domain");
+    let own = add_signature(&pdu, rules, server, "ed25519:policy_server", "x").unwrap();
+    let received = Unverified::parse(&own.json, rules).unwrap();
+    let ids: Vec<&str> = received.signers()[0].key_ids().collect();
+    assert_eq!(ids, ["ed25519:1"]);
+    received.verify(known).unwrap();
+    let mut alone: Value = serde_json::from_str(&own.json).unwrap();
+    alone["signatures"] = json!({"domain": {"ed25519:policy_server": "x"}});
+    let error = Unverified::parse(&text(&object(alone)), rules).unwrap_err();
+    assert!(matches!(error, Error::BadSignature { .. }), "{error}");
     // It is none of those that everybody must know.
     let received = Unverified::parse(&with("x").json, rules).unwrap();
     received.verify(known).unwrap();

@@ -52,7 +52,7 @@ impl Step<'_> {
     }
 
     /// Where a server stands at the end of this change so far.
-    fn server_count(&self, name: &ServerName) -> ServerCount {
+    pub(in crate::room) fn server_count(&self, name: &ServerName) -> ServerCount {
         let ours = self.servers.get(name);
         if let Some(count) = ours.or_else(|| self.head.servers.get(name)) {
             return *count;

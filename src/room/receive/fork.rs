@@ -5,10 +5,10 @@ use std::sync::Arc;
 use ruma::OwnedEventId;
 
 use super::{
-    Fate, Missing, finish_known, hide,
+    Fate, Missing, Opinion, finish_known, hide,
     items::{Item, Known},
     judge::{self, Verdict},
-    place, redacted_early, write,
+    lacks_signature, place, redacted_early, write,
 };
 use crate::{
     bus::Effect,
@@ -54,14 +54,17 @@ pub(super) async fn take(step: &mut Step<'_>, known: &mut Known, item: &Item) ->
         Some(before) => before.clone(),
         None => step.met(met.clone()).await?,
     };
-    write(step, item);
-
     let keys = judge::keys(step.room, &item.pdu);
     let state = before.events(step.app, step.room, &keys).await?;
     let verdict = match judge::by_auth_events(step.room, &item.pdu, &auth, &state) {
         Verdict::Accepted => judge::by_state(step.room, &item.pdu, &state),
         rejected @ Verdict::Rejected(_) => rejected,
     };
+    let is_unsigned = verdict == Verdict::Accepted && lacks_signature(step, item).await?;
+    if is_unsigned && item.opinion == Opinion::Unknown {
+        return Ok(Fate::Unsigned);
+    }
+    write(step, item);
     let at = step.keep_state(&met, &before).await?;
     let is_new = !before.changes.is_empty();
     let mut placed = place(step.app, known, item, &auth, at)?;
@@ -92,9 +95,8 @@ pub(super) async fn take(step: &mut Step<'_>, known: &mut Known, item: &Item) ->
         return Ok(Fate::Accepted);
     }
     let now = step.state_at(&keys).await?;
-    if !item.is_return
-        && let Verdict::Rejected(_) = judge::by_state(step.room, &item.pdu, &now)
-    {
+    let is_allowed = judge::by_state(step.room, &item.pdu, &now) == Verdict::Accepted;
+    if is_unsigned || !item.is_return && !is_allowed {
         let flag = (placed.flags | flags::SOFT_FAILED) & !flags::OURS;
         hide(step, known, item, placed, flag)?;
         return Ok(Fate::SoftFailed);

@@ -13,7 +13,7 @@ use crate::{
     error::Result,
     room::{
         branches::{Derived, merge},
-        head,
+        head, policy_server,
     },
     rooms::Room,
     storage::{
@@ -39,16 +39,20 @@ pub(super) async fn settle(
     pdu: &Arc<Pdu>,
     writes: &[Write],
 ) -> Result<Option<Fate>> {
-    let mut before = None;
+    let mut received = Received {
+        writes: writes.to_vec(),
+        ..Received::new(Arc::clone(pdu))
+    };
+    policy_server::settle(app, room, &mut received).await?;
     let mut asked = HashSet::new();
     for round in 0..ROUNDS {
-        let received = Received {
-            before: before.take(),
-            writes: writes.to_vec(),
-            ..Received::new(Arc::clone(pdu))
-        };
-        let missing = match take(app, room, vec![received]).await?.pop() {
+        let missing = match take(app, room, vec![received.clone()]).await?.pop() {
             Some(Fate::Missing(missing)) => missing,
+            // The room has got a policy server meanwhile.
+            Some(Fate::Unsigned) => {
+                policy_server::settle(app, room, &mut received).await?;
+                continue;
+            }
             fate => return Ok(fate),
         };
         if !missing.auth_events.is_empty() {
@@ -60,8 +64,8 @@ pub(super) async fn settle(
         if round == 0 {
             bridge(app, room, origin, pdu).await?;
         } else {
-            before = state_before(app, room, origin, pdu, &missing).await?;
-            if before.is_none() {
+            received.before = state_before(app, room, origin, pdu, &missing).await?;
+            if received.before.is_none() {
                 return Ok(None);
             }
         }
@@ -123,22 +127,24 @@ async fn settle_older(
     origin: &ServerName,
     pdu: &Arc<Pdu>,
 ) -> Result<()> {
-    let mut before = None;
+    let mut received = Received::new(Arc::clone(pdu));
+    policy_server::settle(app, room, &mut received).await?;
     let mut asked = HashSet::new();
     for _ in 0..ROUNDS {
-        let received = Received {
-            before: before.take(),
-            ..Received::new(Arc::clone(pdu))
-        };
-        let Some(Fate::Missing(missing)) = take(app, room, vec![received]).await?.pop() else {
-            return Ok(());
+        let missing = match take(app, room, vec![received.clone()]).await?.pop() {
+            Some(Fate::Missing(missing)) => missing,
+            Some(Fate::Unsigned) => {
+                policy_server::settle(app, room, &mut received).await?;
+                continue;
+            }
+            _ => return Ok(()),
         };
         if !missing.auth_events.is_empty() {
             allow(app, room, origin, pdu, &missing.auth_events, &mut asked).await?;
         }
         if !missing.prev_events.is_empty() {
-            before = state_before(app, room, origin, pdu, &missing).await?;
-            if before.is_none() {
+            received.before = state_before(app, room, origin, pdu, &missing).await?;
+            if received.before.is_none() {
                 break;
             }
         }

@@ -104,7 +104,8 @@ async fn in_room(
                 debug!(%origin, event = %pdu.event_id, %reason, "an event was rejected");
                 Err(reason)
             }
-            Fate::Missing(_) => {
+            // Neither events nor signatures are asked for while a transaction waits.
+            Fate::Missing(_) | Fate::Unsigned => {
                 waiting.push(pdu);
                 continue;
             }

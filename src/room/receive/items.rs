@@ -5,14 +5,14 @@ use std::{collections::HashMap, sync::Arc};
 use homing_federation::Pdu;
 use ruma::OwnedEventId;
 
-use super::Received;
+use super::{Opinion, Received};
 use crate::{
     app::App,
     error::{Error, Result},
     room::{append::step::Step, branches::Derived, head},
     rooms::Room,
     storage::{
-        self, Event, EventNid, UserNid, Write,
+        self, DeviceNid, Event, EventNid, UserNid, Write,
         events::{Stub, flags},
         relations::{self, Early},
         threads,
@@ -27,6 +27,8 @@ pub(super) struct Item {
     pub(super) before: Option<Derived>,
     pub(super) is_history: bool,
     pub(super) is_return: bool,
+    pub(super) opinion: Opinion,
+    pub(super) txn: Option<(DeviceNid, Arc<str>)>,
     pub(super) writes: Vec<Write>,
     pub(super) sender: UserNid,
     /// Redactions of it that have come before it.
@@ -196,6 +198,8 @@ pub(super) async fn prepare(
                 before: received.before,
                 is_history: received.is_history,
                 is_return: received.is_return,
+                opinion: received.opinion,
+                txn: received.txn,
                 writes: received.writes,
                 redactions,
                 early,

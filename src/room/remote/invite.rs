@@ -17,7 +17,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::{
-    failure, nonsense, stub,
+    nonsense, refusal, stub,
     template::{as_raw, rules},
 };
 use crate::{
@@ -25,8 +25,8 @@ use crate::{
     error::{Error, Result},
     room::{
         append::{self, Appended, NewEvent, Sender},
-        client_event, head, outline,
-        receive::{Fate, Received, take, verify::verify},
+        client_event, head, outline, policy_server,
+        receive::{Received, verify::verify},
         server_acl,
     },
     rooms::Room,
@@ -47,6 +47,7 @@ pub async fn send(
     event: NewEvent,
 ) -> Result<Appended> {
     let pdu = append::draft(app, room, sender, event).await?;
+    let pdu = policy_server::signed(app, room, Arc::new(pdu)).await?;
     let user = pdu.state_key.as_deref().unwrap_or_default();
     let user = UserId::parse(user).map_err(Error::internal)?;
     let server = user.server_name();
@@ -63,7 +64,7 @@ pub async fn send(
         .map(|event| as_raw(&event.pdu).map(RawStrippedState::Pdu))
         .collect::<Result<_>>()?;
     let answer = app.federation.send(server, request).await;
-    let answer = answer.map_err(|error| failure(&error))?;
+    let answer = answer.map_err(|error| refusal(&error))?;
     let mut signed = verify(app, room.rules, vec![answer.event]).await?;
     let signed = match signed.pop() {
         Some(Ok(signed)) if signed.event_id == pdu.event_id => signed,
@@ -71,23 +72,11 @@ pub async fn send(
     };
     let received = Received {
         is_ours: true,
-        ..Received::new(signed)
+        // The other server may have kept no signature but its own.
+        ..Received::new(policy_server::signed(app, room, signed).await?)
     };
-    match take(app, room, vec![received]).await?.pop() {
-        Some(Fate::Accepted | Fate::Known) => {
-            let id = pdu.event_id.to_string();
-            let stubs = storage::events::stubs(&app.db, vec![id.clone()]).await?;
-            let stub = stubs.get(&id);
-            let stub =
-                stub.ok_or_else(|| Error::internal("an invite was taken and is not there"))?;
-            Ok(Appended {
-                nid: stub.nid,
-                event_id: pdu.event_id,
-            })
-        }
-        Some(Fate::Rejected(reason)) => Err(Error::forbidden(reason)),
-        _ => Err(Error::forbidden("the room has changed meanwhile")),
-    }
+    let appended = append::bring(app, room, received).await?;
+    appended.ok_or_else(|| Error::forbidden("the room has changed meanwhile"))
 }
 
 /// An invite of another server to somebody here.
@@ -121,7 +110,7 @@ pub async fn receive(
     let mut checked = verify(app, rules, vec![invite.event]).await?;
     let pdu = match checked.pop() {
         Some(Ok(pdu)) => pdu,
-        Some(Err(error)) => return Err(Error::refused(error.to_string())),
+        Some(Err(error)) => return Err(Error::invalid_param(error.to_string())),
         None => return Err(Error::internal("a check has no result")),
     };
     expect(&pdu)?;
@@ -153,7 +142,9 @@ pub async fn receive(
     Ok(answer)
 }
 
-fn incompatible(version: &RoomVersionId) -> Error {
+/// 400 `M_INCOMPATIBLE_ROOM_VERSION`.
+#[must_use]
+pub fn incompatible(version: &RoomVersionId) -> Error {
     Error::new(
         StatusCode::BAD_REQUEST,
         ErrorKind::IncompatibleRoomVersion(
@@ -169,10 +160,10 @@ async fn invited(app: &App, pdu: &Pdu, origin: &ServerName) -> Result<ruma::Owne
         .content_as()
         .map_err(|error| Error::bad_json(error.to_string()))?;
     if &*pdu.event_type != "m.room.member" || content.membership != MembershipState::Invite {
-        return Err(Error::refused("the event is no invite"));
+        return Err(Error::invalid_param("the event is no invite"));
     }
     if pdu.sender.server_name() != origin {
-        return Err(Error::forbidden(
+        return Err(Error::invalid_param(
             "the invite is by a user of another server",
         ));
     }

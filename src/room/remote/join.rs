@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 
 use super::{
-    failure, ingest, nonsense, stub, telling,
+    failure, ingest, nonsense, refusal, stub, telling,
     template::{self, Template, as_raw, rules, versions},
 };
 use crate::{
@@ -90,7 +90,7 @@ async fn through(
     let request =
         create_join_event::v2::Request::new(id.to_owned(), pdu.event_id.clone(), as_raw(&pdu)?);
     let answer = app.federation.open(LIMITS, server, request).await;
-    let answer = answer.map_err(|error| failure(&error))?;
+    let answer = answer.map_err(|error| refusal(&error))?;
     let parts = read(answer.into_body());
     ingest::ingest(app, &room, sender, Arc::new(pdu), server, parts).await?;
     Ok(Joined::Through(Arc::clone(&room)))
