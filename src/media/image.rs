@@ -22,6 +22,8 @@ pub const MAX_PIXELS: u64 = 64_000_000;
 pub const MAX_BYTES: u64 = 256 << 20;
 /// The quality of JPEG files, of 100.
 const QUALITY: u8 = 85;
+/// Up to which size the thumbnail of a PNG file is one too, in bytes.
+const SMALL_PNG: usize = 64 << 10;
 
 /// Why there is no thumbnail.
 #[derive(Debug, thiserror::Error)]
@@ -75,7 +77,7 @@ pub fn shrink(path: &Path, size: ThumbnailSize) -> Result<Made, ThumbnailError> 
         ThumbnailMethod::Scale => scale(image, orientation, size),
         ThumbnailMethod::Crop => crop(image, orientation, size),
     };
-    encode(&image).map_err(refusal)
+    encode(&image, format).map_err(refusal)
 }
 
 /// Opens an image that is not larger than images may be.
@@ -215,18 +217,25 @@ fn oriented(mut image: DynamicImage, orientation: Orientation) -> DynamicImage {
     image
 }
 
-/// JPEG, or PNG where one can see through.
-fn encode(image: &DynamicImage) -> ImageResult<Made> {
-    let mut bytes = Cursor::new(Vec::new());
+/// PNG where one can see through, or where the image was a PNG and stays small as one: text and lines suffer in a JPEG.
+/// Otherwise JPEG.
+fn encode(image: &DynamicImage, from: ImageFormat) -> ImageResult<Made> {
     let transparent =
         image.color().has_alpha() && image.to_rgba8().pixels().any(|pixel| pixel.0[3] < u8::MAX);
-    let format = if transparent {
-        DynamicImage::ImageRgba8(image.to_rgba8()).write_to(&mut bytes, ImageFormat::Png)?;
-        ImageFormat::Png
-    } else {
-        let encoder = JpegEncoder::new_with_quality(&mut bytes, QUALITY);
-        image.to_rgb8().write_with_encoder(encoder)?;
-        ImageFormat::Jpeg
-    };
-    Ok(Made::New(format, bytes.into_inner()))
+    if transparent || from == ImageFormat::Png {
+        let mut bytes = Cursor::new(Vec::new());
+        if transparent {
+            DynamicImage::ImageRgba8(image.to_rgba8()).write_to(&mut bytes, ImageFormat::Png)?;
+        } else {
+            DynamicImage::ImageRgb8(image.to_rgb8()).write_to(&mut bytes, ImageFormat::Png)?;
+        }
+        let bytes = bytes.into_inner();
+        if transparent || bytes.len() <= SMALL_PNG {
+            return Ok(Made::New(ImageFormat::Png, bytes));
+        }
+    }
+    let mut bytes = Cursor::new(Vec::new());
+    let encoder = JpegEncoder::new_with_quality(&mut bytes, QUALITY);
+    image.to_rgb8().write_with_encoder(encoder)?;
+    Ok(Made::New(ImageFormat::Jpeg, bytes.into_inner()))
 }

@@ -109,18 +109,21 @@ async fn receive(
     let mut request = Request::new(media_id.to_owned());
     request.timeout_ms = wait;
     let answer = match app.federation.open(limits, server, request).await {
-        Ok(answer) => receive_parts(app, server, answer).await?,
-        // Before version 1.11 of the specification media were there for everybody.
-        Err(error) if is_unknown_endpoint(&error) => {
+        Ok(answer) if has_parts(&answer) => receive_parts(app, server, answer).await?,
+        Err(error) if !is_unknown_endpoint(&error) => return Err(refused(server, &error)),
+        // Before version 1.11 of the specification media were there for everybody. Whoever answers with something else than
+        // parts knows no better.
+        answer => {
             let path = format!(
                 "/_matrix/media/v3/download/{server}/{media_id}?allow_remote=false&timeout_ms={}",
                 wait.as_millis()
             );
-            let answer = app.federation.open_unsigned(limits, server, &path).await;
-            let answer = answer.map_err(|error| refused(server, &error))?;
-            Received::Whole(answer)
+            let old = app.federation.open_unsigned(limits, server, &path).await;
+            Received::Whole(old.map_err(|error| match answer {
+                Ok(_) => unreachable(server),
+                Err(_) => refused(server, &error),
+            })?)
         }
-        Err(error) => return Err(refused(server, &error)),
     };
     match answer {
         Received::File(draft, description) => Ok((draft, description)),
@@ -146,11 +149,17 @@ enum Received {
     Elsewhere(String),
 }
 
+fn has_parts(answer: &Response<Body>) -> bool {
+    let content_type = text(answer.headers(), header::CONTENT_TYPE);
+    content_type.is_some_and(|content_type| Parts::new(&content_type).is_ok())
+}
+
 fn is_unknown_endpoint(error: &client::Error) -> bool {
     error.refusal().is_some_and(|refusal| {
+        // Servers of that time said 400.
         let is_missing = matches!(
             refusal.status,
-            StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED
+            StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::BAD_REQUEST
         );
         is_missing
             && refusal

@@ -128,6 +128,17 @@ async fn old_servers_are_asked_on_the_old_path() {
     assert!(asked.path.starts_with(&expected), "{}", asked.path);
     assert!(!asked.headers.contains_key(header::AUTHORIZATION));
 
+    // Older ones say 400, and some have no parts.
+    fake.on(Method::GET, DOWNLOAD, |_| {
+        let answer = Response::builder().status(400);
+        answer.body(Body::from("no such path")).unwrap()
+    });
+    let sent = get(&alice, &fake, "older").await;
+    assert_eq!(sent.bytes, "from the old path");
+    fake.on(Method::GET, DOWNLOAD, |_| Response::new(Body::from("?")));
+    let sent = get(&alice, &fake, "without_parts").await;
+    assert_eq!(sent.bytes, "from the old path");
+
     // One who knows the new path is not asked on the old one.
     for (status, errcode, expected) in [
         (404, "M_NOT_FOUND", (404, "M_NOT_FOUND")),
@@ -140,7 +151,7 @@ async fn old_servers_are_asked_on_the_old_path() {
         let sent = get(&alice, &fake, "other").await;
         sent.answer().fails(expected.0, expected.1);
     }
-    assert_eq!(fake.count(&Method::GET, OLD), 1);
+    assert_eq!(fake.count(&Method::GET, OLD), 3);
 }
 
 /// An answer that says where the file is.

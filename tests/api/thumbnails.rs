@@ -97,6 +97,28 @@ async fn images_of_each_format_are_made_smaller() {
 }
 
 #[tokio::test]
+async fn a_drawing_stays_sharp_and_a_photo_small() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let mut random = 1_u32;
+    let noise = RgbImage::from_fn(1600, 1200, |_, _| {
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let [red, green, blue, _] = random.to_be_bytes();
+        Rgb([red, green, blue])
+    });
+    for (image, format, expected) in [
+        (flag(1600, 1200), ImageFormat::Png, "image/png"),
+        (flag(1600, 1200), ImageFormat::Jpeg, "image/jpeg"),
+        (noise.into(), ImageFormat::Png, "image/jpeg"),
+    ] {
+        let uri = upload(&alice, "image/png", encoded(&image, format)).await;
+        let sent = thumbnail(&alice, &uri, "width=800&height=600").await;
+        assert_eq!(decoded(&sent).dimensions(), (800, 600));
+        assert_eq!(sent.header("content-type"), expected);
+    }
+}
+
+#[tokio::test]
 async fn small_images_stay_as_they_are() {
     let server = TestServer::start().await;
     let alice = server.register("alice").await;
