@@ -95,19 +95,19 @@ impl Defaults<'_> {
         ))
     }
 
-    /// Join rules, history visibility and guest access.
+    /// Join rules, history visibility, and guest access where guests may join: no such event says that they may not.
     ///
     /// # Errors
     /// None, in practice.
-    pub fn access(&self) -> Result<[NewEvent; 3]> {
-        let (join_rule, guest_access) = match self.preset {
-            Preset::PrivateChat | Preset::TrustedPrivateChat => ("invite", "can_join"),
-            Preset::PublicChat => ("public", "forbidden"),
+    pub fn access(&self) -> Result<Vec<NewEvent>> {
+        let (join_rule, guests) = match self.preset {
+            Preset::PrivateChat | Preset::TrustedPrivateChat => ("invite", true),
+            Preset::PublicChat => ("public", false),
         };
         let state = |kind: StateEventType, content| {
             Ok::<_, Error>(NewEvent::state(kind, "", canonical(content)?))
         };
-        Ok([
+        let mut events = vec![
             state(
                 StateEventType::RoomJoinRules,
                 json!({ "join_rule": join_rule }),
@@ -116,11 +116,12 @@ impl Defaults<'_> {
                 StateEventType::RoomHistoryVisibility,
                 json!({ "history_visibility": "shared" }),
             )?,
-            state(
-                StateEventType::RoomGuestAccess,
-                json!({ "guest_access": guest_access }),
-            )?,
-        ])
+        ];
+        if guests {
+            let content = json!({ "guest_access": "can_join" });
+            events.push(state(StateEventType::RoomGuestAccess, content)?);
+        }
+        Ok(events)
     }
 }
 
