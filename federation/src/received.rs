@@ -308,9 +308,9 @@ fn is_signature(signature: &str, signed: &[u8], key: &VerifyKey) -> bool {
 
 /// Checks the format of an event: that each field is there, of its type and within its limits.
 fn check_format(event: &CanonicalJsonObject, rules: &RoomVersionRules) -> Result<(), Error> {
-    let event_type = string(event, "type")?;
+    let event_type = name(event, "type", rules)?;
     let state_key = match event.get("state_key") {
-        Some(_) => Some(string(event, "state_key")?),
+        Some(_) => Some(name(event, "state_key", rules)?),
         None => None,
     };
     if event_type.contains('\0') || state_key.is_some_and(|key| key.contains('\0')) {
@@ -498,6 +498,23 @@ fn get<'a, T>(
 fn string<'a>(event: &'a CanonicalJsonObject, field: &'static str) -> Result<&'a str, Error> {
     let text = get(event, field, CanonicalJsonValue::as_str)?;
     within(field, text.len(), MAX_FIELD_BYTES)?;
+    Ok(text)
+}
+
+/// A type or a state key.
+///
+/// The specification counts bytes. Until room version 11 Synapse counted characters, and what it let
+/// into a room all servers must know, or they do not agree on what the room is.
+fn name<'a>(
+    event: &'a CanonicalJsonObject,
+    field: &'static str,
+    rules: &RoomVersionRules,
+) -> Result<&'a str, Error> {
+    if rules.authorization.use_room_create_sender {
+        return string(event, field);
+    }
+    let text = get(event, field, CanonicalJsonValue::as_str)?;
+    within(field, text.chars().count(), MAX_FIELD_BYTES)?;
     Ok(text)
 }
 

@@ -308,6 +308,23 @@ fn the_whole_event_has_a_limit() {
 }
 
 #[test]
+fn names_are_counted_in_characters_before_version_11() {
+    for (version, name, is_good) in [
+        ("10", "\u{1F4A5}".repeat(255), true),
+        ("10", "\u{1F4A5}".repeat(256), false),
+        ("11", "\u{1F4A5}".repeat(63), true),
+        ("11", "\u{1F4A5}".repeat(64), false),
+    ] {
+        for field in ["type", "state_key"] {
+            let mut sent = event(version);
+            sent[field] = json!(name);
+            let read = receive(&text(&signed(sent, version)), version);
+            assert_eq!(read.is_ok(), is_good, "{version} {field} {read:?}");
+        }
+    }
+}
+
+#[test]
 fn signatures_that_do_not_count() {
     let good = signed(event("11"), "11");
     let with = |signatures: Value| {
