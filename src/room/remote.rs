@@ -12,7 +12,7 @@ mod leave;
 mod stub;
 mod template;
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 
 use homing_federation::client;
 use http::StatusCode;
@@ -29,8 +29,44 @@ use crate::{app::App, error::Error, remote::told, rooms::Room};
 /// How many servers are asked for one thing.
 const SERVERS: usize = 10;
 
-/// Which servers to ask about a room: those that somebody named, those that are known to be in it, and the one that its id
-/// names.
+/// Which servers to ask about a room.
+#[derive(Debug)]
+pub struct Candidates {
+    /// Whom to ask.
+    first: VecDeque<OwnedServerName>,
+    /// Whom to ask if none of the former is in the room.
+    rest: VecDeque<OwnedServerName>,
+}
+
+impl Candidates {
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.first.is_empty() && self.rest.is_empty()
+    }
+
+    /// All of them.
+    fn all(self) -> impl Iterator<Item = OwnedServerName> {
+        self.first.into_iter().chain(self.rest)
+    }
+
+    /// The next one to ask after these failures.
+    fn next(&mut self, failures: &[Error]) -> Option<OwnedServerName> {
+        if let Some(server) = self.first.pop_front() {
+            return Some(server);
+        }
+        let is_in_room =
+            |error: &Error| is_answer(error) && !error.has_status(StatusCode::NOT_FOUND);
+        if failures.iter().any(is_in_room) {
+            return None;
+        }
+        self.first = std::mem::take(&mut self.rest);
+        self.first.pop_front()
+    }
+}
+
+/// Which servers to ask about a room: those that somebody named, else those that are known to be in it; and if none of these
+/// is, also those that nobody named, and the one that the room's id names, which says nothing about who is in the room.
 #[must_use]
 pub fn candidates(
     app: &App,
@@ -38,27 +74,44 @@ pub fn candidates(
     id: &RoomId,
     named: &[OwnedServerName],
     inviter: Option<&UserId>,
-) -> Vec<OwnedServerName> {
-    if !app.config.federation.enabled {
-        return Vec::new();
-    }
-    let mut all: Vec<OwnedServerName> = named.to_vec();
-    all.extend(inviter.map(|user| user.server_name().to_owned()));
-    if let Some(room) = room {
-        let seen = room.seen();
-        let mut known: Vec<_> = seen
-            .servers
-            .iter()
-            .filter(|(_, server)| server.joined > 0)
-            .collect();
-        known.sort_by_key(|(_, server)| std::cmp::Reverse(server.joined));
-        all.extend(known.into_iter().map(|(name, _)| name.clone()));
-    }
-    all.extend(id.server_name().map(ToOwned::to_owned));
+) -> Candidates {
     let mut met = HashSet::new();
-    all.retain(|server| server != app.name() && met.insert(server.clone()));
-    all.truncate(SERVERS);
-    all
+    let mut new = |servers: Vec<OwnedServerName>| -> VecDeque<OwnedServerName> {
+        let is_new = |server: &OwnedServerName| server != app.name() && met.insert(server.clone());
+        servers.into_iter().filter(is_new).take(SERVERS).collect()
+    };
+    if !app.config.federation.enabled {
+        let (first, rest) = (VecDeque::new(), VecDeque::new());
+        return Candidates { first, rest };
+    }
+    let inviter = inviter.map(|user| user.server_name().to_owned());
+    let first = new(named.iter().cloned().chain(inviter).collect());
+    let mut rest = new(room.map(known).unwrap_or_default());
+    let id = new(id
+        .server_name()
+        .map(ToOwned::to_owned)
+        .into_iter()
+        .collect());
+    if first.is_empty() {
+        return Candidates {
+            first: rest,
+            rest: id,
+        };
+    }
+    rest.extend(id);
+    Candidates { first, rest }
+}
+
+/// The servers that are known to be in a room, those with the most people there first.
+fn known(room: &Room) -> Vec<OwnedServerName> {
+    let seen = room.seen();
+    let mut known: Vec<_> = seen
+        .servers
+        .iter()
+        .filter(|(_, server)| server.joined > 0)
+        .collect();
+    known.sort_by_key(|(_, server)| std::cmp::Reverse(server.joined));
+    known.into_iter().map(|(name, _)| name.clone()).collect()
 }
 
 /// What a client is told when another server does not do what was asked.
@@ -105,9 +158,12 @@ fn nonsense(what: &str) -> Error {
     )
 }
 
+fn is_answer(error: &Error) -> bool {
+    !error.has_status(StatusCode::BAD_GATEWAY)
+}
+
 /// Of several failures the one to tell: the first that is an answer, else the last.
 fn telling(mut failures: Vec<Error>) -> Error {
-    let is_answer = |error: &Error| !error.has_status(StatusCode::BAD_GATEWAY);
     match failures.iter().position(is_answer) {
         Some(first) => failures.swap_remove(first),
         None => failures.pop().unwrap_or_else(nobody),

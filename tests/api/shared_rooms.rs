@@ -282,6 +282,49 @@ async fn a_restricted_room_opens_to_members_of_another() {
 }
 
 #[tokio::test]
+async fn whoever_is_named_is_asked_to_let_somebody_in() {
+    let (here, there) = (TestServer::federated().await, TestServer::federated().await);
+    let third = TestServer::federated().await;
+    let (alice, bob) = (here.register("alice").await, there.register("bob").await);
+    let carol = third.register("carol").await;
+    let space = alice.create_room(json!({ "preset": "public_chat" })).await;
+    let rules = json!({
+        "join_rule": "restricted",
+        "allow": [{ "type": "m.room_membership", "room_id": space }],
+    });
+    let rules = json!([{ "type": "m.room.join_rules", "state_key": "", "content": rules }]);
+    // Before version 12 the room's id has the name of a server in it.
+    let body = json!({
+        "room_version": "11", "initial_state": rules,
+        "power_level_content_override": { "invite": 100 },
+    });
+    let room = alice.create_room(body).await;
+    joins(&bob, &space, &here).await;
+    joins(&bob, &room, &here).await;
+    joins(&carol, &space, &here).await;
+    sees_membership(&bob, &space, &carol, "join").await;
+    let through = format!("/join/{room}?via={}", there.name());
+    let unable = "M_UNABLE_TO_GRANT_JOIN";
+    carol.post(&through, json!({})).await.fails(400, unable);
+    let both = format!("{through}&via={}", here.name());
+    carol.post(&both, json!({})).await.ok();
+    sees_membership(&bob, &room, &carol, "join").await;
+    carol
+        .post(&format!("/rooms/{room}/leave"), json!({}))
+        .await
+        .ok();
+    sees_membership(&bob, &room, &carol, "leave").await;
+    carol.post(&through, json!({})).await.fails(400, unable);
+    // Where who is named does not know the room, those who were in it are asked, and who is not named likewise.
+    let elsewhere = TestServer::federated().await;
+    let path = format!("/join/{room}?via={}", elsewhere.name());
+    carol.post(&path, json!({})).await.ok();
+    let dave = elsewhere.register("dave").await;
+    let path = format!("/join/{room}");
+    dave.post(&path, json!({})).await.fails(403, "M_FORBIDDEN");
+}
+
+#[tokio::test]
 async fn people_knock_leave_come_back_and_are_banned_across_servers() {
     let (here, there) = (TestServer::federated().await, TestServer::federated().await);
     let (alice, bob) = (here.register("alice").await, there.register("bob").await);

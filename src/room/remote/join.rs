@@ -5,7 +5,7 @@ use std::{io::Read, sync::Arc, time::Duration};
 use bytes::{Buf as _, Bytes};
 use homing_federation::client::{self, Limits};
 use ruma::{
-    CanonicalJsonObject, OwnedServerName, RoomId, RoomVersionId, ServerName,
+    CanonicalJsonObject, RoomId, RoomVersionId, ServerName,
     api::federation::membership::{create_join_event, prepare_join_event},
 };
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 
 use super::{
-    failure, ingest, nonsense, refusal, stub, telling,
+    Candidates, failure, ingest, nonsense, refusal, stub, telling,
     template::{self, Template, as_raw, rules, versions},
 };
 use crate::{
@@ -50,10 +50,10 @@ pub async fn join(
     id: &RoomId,
     sender: &Sender,
     content: CanonicalJsonObject,
-    servers: Vec<OwnedServerName>,
+    mut servers: Candidates,
 ) -> Result<Joined> {
     let mut failures = Vec::new();
-    for server in servers {
+    while let Some(server) = servers.next(&failures) {
         match through(app, &server, id, sender, content.clone()).await {
             Ok(joined) => return Ok(joined),
             Err(error) => {

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use homing_federation::client::Limits;
 use ruma::{
-    CanonicalJsonObject, OwnedServerName, RoomId, RoomVersionId, ServerName,
+    CanonicalJsonObject, RoomId, RoomVersionId, ServerName,
     api::federation::membership::{create_knock_event, prepare_knock_event},
 };
 
 use super::{
-    failure, stub, telling,
+    Candidates, failure, stub, telling,
     template::{Template, as_raw, rules, versions},
 };
 use crate::{app::App, error::Result, room::append::Sender};
@@ -23,10 +23,10 @@ pub async fn knock(
     id: &RoomId,
     sender: &Sender,
     content: CanonicalJsonObject,
-    servers: Vec<OwnedServerName>,
+    mut servers: Candidates,
 ) -> Result<()> {
     let mut failures = Vec::new();
-    for server in servers {
+    while let Some(server) = servers.next(&failures) {
         match through(app, &server, id, sender, content.clone()).await {
             Ok(()) => return Ok(()),
             Err(error) => failures.push(error),

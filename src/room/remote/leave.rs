@@ -39,7 +39,7 @@ pub async fn leave(
     }
     let inviter = (member.membership == Membership::Invite).then_some(&*event.pdu.sender);
     let servers = candidates(app, Some(room), &room.id, &[], inviter);
-    for server in servers {
+    for server in servers.all() {
         match through(app, &server, room, sender, content.clone()).await {
             Ok(pdu) => return stub::set(app, room, &sender.id, Arc::new(pdu), None).await,
             Err(error) => info!(room = %room.id, %server, %error, "an invite cannot be rejected"),
