@@ -111,7 +111,7 @@ pub fn start(app: &Arc<App>, room: &Arc<Room>, user: UserNid, timeout: Duration)
     }
 }
 
-/// A user does not type in a room any more: they said so, sent what they typed, or left.
+/// A user does not type in a room any more: they said so, or left.
 pub fn stop(app: &App, room: &Arc<Room>, user: UserNid) {
     if app.typing.remove(room.nid, user, None) {
         app.bus.typing(room);

@@ -25,7 +25,6 @@ use crate::{
     },
     rooms::Room,
     storage::{self, DeviceNid, aliases},
-    typing,
 };
 
 /// The longest transaction id, in bytes.
@@ -121,7 +120,6 @@ async fn send_once(
     // This fails only if the cache has dropped it meanwhile; then the database knows.
     let _ = waiting.insert(event_id.clone());
     presence::active(app, requester.user);
-    typing::stop(app, &room, requester.user);
     Ok(event_id)
 }
 

@@ -25,6 +25,7 @@ use ruma::{
 use super::{
     head, policy_server,
     receive::{Fate, Received, take},
+    visibility::membership_of,
 };
 use crate::{
     app::App,
@@ -33,7 +34,7 @@ use crate::{
     error::{Error, Result},
     log::AppendError,
     rooms::Room,
-    storage::{self, DeviceNid, Event, EventNid, UserNid, Write},
+    storage::{self, DeviceNid, Event, EventNid, Membership, UserNid, Write},
     typing,
 };
 use names::Names;
@@ -170,12 +171,17 @@ pub async fn append_all(
 pub(super) async fn end_typing(app: &App, room: &Arc<Room>, events: &[Arc<Event>]) -> Result<()> {
     for event in events {
         if event.pdu.kind == TimelineEventType::RoomMember
-            && let Some(Ok(user)) = event.pdu.state_key.as_deref().map(UserId::parse)
-            && app.is_local(&user)
-            && let Some(user) = app.names.find_user(&app.db, &user).await?
-            && !room.seen().local.contains_key(&user)
+            && let Some(Ok(id)) = event.pdu.state_key.as_deref().map(UserId::parse)
+            && let Some(user) = app.names.find_user(&app.db, &id).await?
         {
-            typing::stop(app, room, user);
+            let is_gone = if app.is_local(&id) {
+                !room.seen().local.contains_key(&user)
+            } else {
+                membership_of(event) != Membership::Join
+            };
+            if is_gone {
+                typing::stop(app, room, user);
+            }
         }
     }
     Ok(())

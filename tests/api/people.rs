@@ -209,7 +209,7 @@ async fn typing_ends_by_itself() {
 
     alice.put(&path, long.clone()).await.ok();
     alice.say(&room, "typed").await;
-    assert_eq!(typists(), [], "what was typed was sent");
+    assert_eq!(typists(), [user], "it may be another device that sent it");
 
     bob.put(&path, long.clone()).await.fails(403, "M_FORBIDDEN");
     let path = format!("/rooms/{room}/typing/{}", bob.id);
