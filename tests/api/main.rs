@@ -28,6 +28,7 @@ mod discovery;
 mod edus;
 mod fallback;
 mod federation_client;
+mod late_branches;
 mod log;
 mod login;
 mod media;

@@ -69,7 +69,8 @@ async fn good(app: &App, room: &Room, texts: Vec<Box<RawValue>>) -> Result<Vec<A
     Ok(good)
 }
 
-/// The events between those that the room has last and one that follows them, oldest first.
+/// The events between those that the room has last and one that follows them, oldest first; `None` if the other server does
+/// not answer.
 ///
 /// # Errors
 /// If the database fails.
@@ -79,18 +80,23 @@ pub(super) async fn missing_events(
     from: &ServerName,
     latest: &EventId,
     earliest: Vec<OwnedEventId>,
-) -> Result<Vec<Arc<Pdu>>> {
+) -> Result<Option<Vec<Arc<Pdu>>>> {
     let mut request =
         get_missing_events::v1::Request::new(room.id.clone(), earliest, vec![latest.to_owned()]);
     request.limit = UInt::from(MISSING_EVENTS);
-    let answered = app.federation.send(from, request).await;
-    let Some(mut answered) = answer("missing events", from, answered) else {
-        return Ok(Vec::new());
+    let mut answered = match app.federation.send(from, request).await {
+        Ok(answered) => answered,
+        // It has answered, if not well.
+        Err(client::Error::Nonsense(_)) => return Ok(Some(Vec::new())),
+        Err(error) => {
+            debug!(server = %from, %error, "cannot get missing events");
+            return Ok(None);
+        }
     };
     answered.events.truncate(MISSING_EVENTS as usize);
     let mut events = good(app, room, answered.events).await?;
     events.sort_by_key(|pdu| pdu.depth);
-    Ok(events)
+    Ok(Some(events))
 }
 
 /// Events from `latest` on backwards, oldest first.

@@ -30,6 +30,9 @@ const OTHERS: usize = 3;
 /// Takes an event into the room, with all that must be fetched for it. `None` if what it rests on cannot be got now.
 /// `writes` are made in the commit that settles what becomes of it.
 ///
+/// Who sends an event has those before it. If they answer without them, there may be something wrong with these; then, if
+/// it `is_first`, nobody is asked for the state there, which many events would be fetched for.
+///
 /// # Errors
 /// If the database fails.
 pub(super) async fn settle(
@@ -38,12 +41,14 @@ pub(super) async fn settle(
     origin: &ServerName,
     pdu: &Arc<Pdu>,
     writes: &[Write],
+    is_first: bool,
 ) -> Result<Option<Fate>> {
     let mut received = Received {
         writes: writes.to_vec(),
         ..Received::new(Arc::clone(pdu))
     };
     policy_server::settle(app, room, &mut received).await?;
+    let mut has_answered = false;
     let mut asked = HashSet::new();
     for round in 0..ROUNDS {
         let missing = match take(app, room, vec![received.clone()]).await?.pop() {
@@ -62,7 +67,9 @@ pub(super) async fn settle(
             continue;
         }
         if round == 0 {
-            bridge(app, room, origin, pdu).await?;
+            has_answered = bridge(app, room, origin, pdu).await?;
+        } else if is_first && has_answered {
+            return Ok(None);
         } else {
             received.before = state_before(app, room, origin, pdu, &missing).await?;
             if received.before.is_none() {
@@ -103,8 +110,9 @@ async fn allow(
     Ok(())
 }
 
-/// Takes the events between the end of the room and `pdu`, as far as they can be got.
-async fn bridge(app: &App, room: &Arc<Room>, origin: &ServerName, pdu: &Arc<Pdu>) -> Result<()> {
+/// Takes the events between the end of the room and `pdu`, as far as they can be got. Answers whether the other server has
+/// answered.
+async fn bridge(app: &App, room: &Arc<Room>, origin: &ServerName, pdu: &Arc<Pdu>) -> Result<bool> {
     let earliest = {
         let mut slot = room.head.lock().await;
         let head = head::in_slot(app, room, &mut slot).await?;
@@ -113,11 +121,12 @@ async fn bridge(app: &App, room: &Arc<Room>, origin: &ServerName, pdu: &Arc<Pdu>
     let between = fetch::missing_events(app, room, origin, &pdu.event_id, earliest).await?;
     for older in between
         .iter()
+        .flatten()
         .filter(|older| older.event_id != pdu.event_id)
     {
         settle_older(app, room, origin, older).await?;
     }
-    Ok(())
+    Ok(between.is_some())
 }
 
 /// The same as [`settle`] for an event that was fetched: what comes before it is not asked for, only the state there.

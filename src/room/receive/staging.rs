@@ -144,7 +144,9 @@ async fn try_one(app: &Arc<App>, room: &Arc<Room>, waiting: &Waiting) -> Result<
     let origin = ServerName::parse(waiting.origin.as_str()).map_err(Error::internal)?;
     let id = OwnedEventId::try_from(waiting.event_id.as_str()).map_err(Error::internal)?;
     let pdu = Arc::new(Pdu::from_canonical(id, waiting.json.as_str(), room.rules)?);
-    let settled = gaps::settle(app, room, &origin, &pdu, std::slice::from_ref(&remove)).await?;
+    let writes = std::slice::from_ref(&remove);
+    let is_first = waiting.attempts == 0;
+    let settled = gaps::settle(app, room, &origin, &pdu, writes, is_first).await?;
     let mut change = Change::new();
     match settled {
         Some(fate) => {

@@ -1,0 +1,89 @@
+//! What comes late from another server, or rests on what it does not tell.
+
+use reqwest::Method;
+use ruma::OwnedEventId;
+use serde_json::{Value, json};
+
+use crate::{fake_room::FakeRoom, fake_server::FakeServer, server::TestServer, shared_rooms::sees};
+
+const FEDERATION: &str = "/_matrix/federation";
+
+/// What is said in a list of events.
+fn texts(events: &Value) -> Vec<String> {
+    let events = events.as_array().unwrap().iter();
+    let bodies = events.filter_map(|event| event["content"]["body"].as_str());
+    bodies.map(ToOwned::to_owned).collect()
+}
+
+#[tokio::test]
+async fn a_branch_that_comes_late_hides_nothing_that_came_before() {
+    let (here, fake) = (TestServer::federated().await, FakeServer::start().await);
+    let alice = here.register("alice").await;
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    let guest = FakeRoom::join(&fake, &here, &room).await;
+    let late = guest.sign(&fake, guest.message("late"));
+    for text in ["1", "2", "3", "4"] {
+        alice.say(&room, text).await;
+    }
+    guest.send(&fake, &here, &[&late]).await.ok();
+    sees(&alice, &room, late.event_id.as_str()).await;
+    // The history does not end with what came last.
+    let path = format!("/rooms/{room}/messages?dir=b");
+    let messages = alice.get(&format!("{path}&limit=4")).await.ok();
+    assert_eq!(texts(&messages["chunk"]), ["4", "3", "2", "late"]);
+
+    for text in ["5", "6", "7"] {
+        alice.say(&room, text).await;
+    }
+    for (limit, timeline, before) in [
+        (4, vec!["late", "5", "6", "7"], vec!["4", "3", "2", "1"]),
+        (3, vec!["5", "6", "7"], vec!["4", "3", "2", "late", "1"]),
+    ] {
+        let filter = json!({ "room": { "timeline": { "limit": limit } } });
+        let sync = alice.sync(&format!("filter={filter}")).await;
+        let told = &sync["rooms"]["join"][&room]["timeline"];
+        assert_eq!(texts(&told["events"]), timeline);
+        let from = told["prev_batch"].as_str().unwrap();
+        let limit = before.len();
+        let path = format!("{path}&limit={limit}&from={from}");
+        let messages = alice.get(&path).await.ok();
+        assert_eq!(texts(&messages["chunk"]), before);
+        let path = format!("/rooms/{room}/messages?dir=f&limit=3&from={from}");
+        let messages = alice.get(&path).await.ok();
+        assert_eq!(messages["chunk"].as_array().unwrap().len(), 3);
+    }
+}
+
+#[tokio::test]
+async fn who_does_not_tell_what_came_before_is_not_asked_for_the_state_at_once() {
+    let (here, fake) = (TestServer::federated().await, FakeServer::start().await);
+    let alice = here.register("alice").await;
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    let mut guest = FakeRoom::join(&fake, &here, &room).await;
+    guest.say(&fake, "untold");
+    let missing = format!("{FEDERATION}/v1/get_missing_events/");
+    let states = format!("{FEDERATION}/v1/state_ids/");
+    let asked = |id: OwnedEventId| {
+        let missing = missing.clone();
+        fake.wait_for(move |request| {
+            request.path.starts_with(&missing) && request.body["latest_events"] == json!([id])
+        })
+    };
+    // One that answers with nothing good, and one that does not answer as it should.
+    for answer in [json!({ "events": [{ "bad": 1.5 }] }), json!({})] {
+        fake.answers(Method::POST, &missing, answer.clone());
+        let first = guest.sign(&fake, guest.message(&answer.to_string()));
+        guest.send(&fake, &here, &[&first]).await.ok();
+        asked(first.event_id.clone()).await;
+    }
+    fake.refuses(Method::POST, &missing, 500, "M_UNKNOWN");
+    let last = guest.sign(&fake, guest.message("last"));
+    guest.send(&fake, &here, &[&last]).await.ok();
+    asked(last.event_id.clone()).await;
+    // Where there is no answer at all, the state is all there is to ask for.
+    fake.wait_for(move |request| request.path.starts_with(&states))
+        .await;
+    let states = fake.recorded();
+    let states = states.iter().filter(|it| it.path.contains("/state_ids/"));
+    assert_eq!(states.count(), 1, "for the last event alone");
+}
