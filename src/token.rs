@@ -26,6 +26,17 @@ pub enum Token {
         /// Its order among those of the same depth.
         ord: i64,
     },
+    /// `b<depth>_<ord>_<pos>`: where the timeline of a sync begins, just after an event with this key in the history of a
+    /// room. What came after `pos` is in that timeline, or was told before it; all else is before it, wherever in the
+    /// history it stands.
+    Timeline {
+        /// The depth of the event.
+        depth: i64,
+        /// Its order among those of the same depth.
+        ord: i64,
+        /// A position in the log.
+        pos: Pos,
+    },
 }
 
 impl Token {
@@ -38,13 +49,14 @@ impl Token {
         }
     }
 
-    /// The place just before an event.
+    /// Where a timeline begins, of which this is the first event; `None` if the event is not in the log.
     #[must_use]
-    pub fn before(event: &Event) -> Self {
-        Self::History {
-            depth: event.depth(),
-            ord: event.ord.saturating_sub(1),
-        }
+    pub fn timeline(first: &Event) -> Option<Self> {
+        Some(Self::Timeline {
+            depth: first.depth(),
+            ord: first.ord.saturating_sub(1),
+            pos: first.pos?.saturating_sub(1),
+        })
     }
 }
 
@@ -57,6 +69,7 @@ impl fmt::Display for Token {
                 run,
             } => write!(formatter, "s{pos}_{ephemeral}_{run}"),
             Self::History { depth, ord } => write!(formatter, "t{depth}_{ord}"),
+            Self::Timeline { depth, ord, pos } => write!(formatter, "b{depth}_{ord}_{pos}"),
         }
     }
 }
@@ -85,6 +98,14 @@ fn parse(text: &str) -> Option<Token> {
             run,
         });
     }
+    if let Some(rest) = text.strip_prefix('b') {
+        let mut parts = rest.splitn(3, '_');
+        return Some(Token::Timeline {
+            depth: parts.next()?.parse().ok()?,
+            ord: parts.next()?.parse().ok()?,
+            pos: parts.next()?.parse().ok().filter(|pos| *pos >= 0)?,
+        });
+    }
     let (depth, ord) = text.strip_prefix('t')?.split_once('_')?;
     Some(Token::History {
         depth: depth.parse().ok()?,
@@ -105,6 +126,11 @@ mod tests {
                 run: u64::MAX,
             },
             Token::History { depth: 9, ord: -3 },
+            Token::Timeline {
+                depth: 9,
+                ord: -3,
+                pos: 2,
+            },
         ];
         for token in tokens {
             assert_eq!(token.to_string().parse::<Token>().unwrap(), token);
@@ -127,6 +153,9 @@ mod tests {
             "t1_2_3",
             "t 1_2",
             "t1_02",
+            "b1_2",
+            "b1_2_-3",
+            "b1_2_3_4",
             "x1_2",
             "t99999999999999999999_1",
             "s1_2_3 ",

@@ -32,7 +32,7 @@ use crate::{
     },
     rooms::Room,
     storage::{
-        self, Event,
+        self, Event, Pos,
         timeline::{Place, Range},
     },
 };
@@ -83,10 +83,11 @@ async fn get_message_events(
     let viewer = Viewer::of(&app, &call.requester).await?;
     let (room, access) = readable(&app, &request.room_id, &viewer).await?;
     let backward = request.dir == Direction::Backward;
-    let from = match &request.from {
-        Some(token) => timeline::place(&app, &room, token).await?,
-        None if backward => end_of_view(&app, &room, &access).await?,
-        None => Place::START,
+    let (from, upto) = match &request.from {
+        Some(token) if backward => timeline::place_backward(&app, &room, token).await?,
+        Some(token) => (timeline::place(&app, &room, token).await?, Pos::MAX),
+        None if backward => (end_of_view(&app, &room, &access).await?, Pos::MAX),
+        None => (Place::START, Pos::MAX),
     };
     let to = match &request.to {
         Some(token) => timeline::place(&app, &room, token).await?,
@@ -98,6 +99,7 @@ async fn get_message_events(
         from,
         to,
         direction: request.dir,
+        upto,
     };
     let limit = limit(request.limit).min(filter.event.limit.map_or(MAX_EVENTS, limit));
     let sight = Sight::quick(&app, &room, &viewer).await?;
@@ -130,7 +132,7 @@ async fn get_message_events(
 /// Where history ends for somebody now, or ended when they left.
 async fn end_of_view(app: &App, room: &Room, access: &Access) -> Result<Place> {
     match access {
-        Access::Now => Ok(storage::timeline::place_at(&app.db, room.nid, app.head()).await?),
+        Access::Now => Ok(storage::timeline::end_at(&app.db, room.nid, app.head()).await?),
         Access::Left { leave, .. } => Ok(Place::after(leave)),
     }
 }

@@ -29,7 +29,6 @@ use crate::{
         timeline,
         visibility::{Sight, Viewer, readable},
     },
-    rooms::Room,
     storage::{
         Event, EventNid, Pos,
         relations::{self, Query},
@@ -175,11 +174,21 @@ async fn find(app: &App, requester: &Requester, wanted: Wanted) -> Result<Found>
     } else {
         (Place::START, Place::END)
     };
+    let from = match &wanted.from {
+        Some(token) if backward => timeline::place_backward(app, &room, token).await?.0,
+        Some(token) => timeline::place(app, &room, token).await?,
+        None => first,
+    };
+    let to = match &wanted.to {
+        Some(token) => timeline::place(app, &room, token).await?,
+        None => last,
+    };
     let mut range = Range {
         room: room.nid,
-        from: place(app, &room, wanted.from.as_deref(), first).await?,
-        to: place(app, &room, wanted.to.as_deref(), last).await?,
+        from,
+        to,
         direction: wanted.dir,
+        upto: Pos::MAX,
     };
     let parents = if wanted.recurse {
         descendants(app, parent.nid).await?
@@ -219,13 +228,6 @@ async fn find(app: &App, requester: &Requester, wanted: Wanted) -> Result<Found>
         prev_batch: wanted.from,
         recursion_depth,
     })
-}
-
-async fn place(app: &App, room: &Room, token: Option<&str>, otherwise: Place) -> Result<Place> {
-    match token {
-        Some(token) => timeline::place(app, room, token).await,
-        None => Ok(otherwise),
-    }
 }
 
 /// An event, its children and their children, however they relate: those may have children that fit.

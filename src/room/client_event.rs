@@ -57,6 +57,9 @@ struct Unsigned<'a> {
     membership: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     prev_content: Option<&'a RawValue>,
+    /// Not in the specification; clients take from it who has invited the user.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prev_sender: Option<&'a UserId>,
     #[serde(skip_serializing_if = "Option::is_none")]
     redacted_because: Option<Box<ClientEvent<'a>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -231,13 +234,13 @@ impl Writer<'_> {
         let bundle = self.bundles.get(event.nid).filter(|_| with_bundle);
         let redaction = event.redacted_by.and_then(|nid| self.others.get(&nid));
         let replaced = event.replaces.and_then(|nid| self.others.get(&nid));
+        let shown = replaced.filter(|replaced| self.sight.sees_replaced(replaced));
         let unsigned = Unsigned {
             age: self.now - i64::from(pdu.origin_server_ts.0),
             relations: bundle.map(|bundle| self.relations(bundle)).transpose()?,
             membership: self.sight.membership(event).map(Membership::as_str),
-            prev_content: replaced
-                .filter(|replaced| self.sight.sees_replaced(replaced))
-                .map(|replaced| &*self.pruned.pdu(replaced).content),
+            prev_content: shown.map(|replaced| &*self.pruned.pdu(replaced).content),
+            prev_sender: shown.map(|replaced| &*replaced.pdu.sender),
             redacted_because: redaction
                 .map(|event| self.event(event, false).map(Box::new))
                 .transpose()?,

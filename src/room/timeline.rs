@@ -7,10 +7,7 @@ use std::{
 
 use ruma::{
     OwnedUserId,
-    api::{
-        Direction,
-        client::filter::{LazyLoadOptions, RoomEventFilter, UrlFilter},
-    },
+    api::client::filter::{LazyLoadOptions, RoomEventFilter, UrlFilter},
 };
 
 use super::{head, visibility::Sight};
@@ -20,7 +17,7 @@ use crate::{
     names::Key,
     rooms::Room,
     storage::{
-        self, Event, EventNid, TypeNid, UserNid,
+        self, Event, EventNid, Pos, TypeNid, UserNid,
         events::flags,
         relations,
         state::StateAt,
@@ -127,11 +124,29 @@ pub struct Page {
 /// `M_INVALID_PARAM` if it is not a token, or of a position that this server has not reached.
 pub async fn place(app: &App, room: &Room, token: &str) -> Result<Place> {
     match token.parse()? {
-        Token::History { depth, ord } => Ok(Place { depth, ord }),
+        Token::History { depth, ord } | Token::Timeline { depth, ord, .. } => {
+            Ok(Place { depth, ord })
+        }
         Token::Sync { pos, .. } if pos > app.head() => Err(Error::invalid_param(
             "the token is from a time that has not come",
         )),
         Token::Sync { pos, .. } => Ok(storage::timeline::place_at(&app.db, room.nid, pos).await?),
+    }
+}
+
+/// Where somebody who walks back from a token begins, so that they pass all that had come then, and up to which position
+/// that is. What came just before the token need not be the end of the history: a branch may have come late.
+///
+/// # Errors
+/// Those of [`place`].
+pub async fn place_backward(app: &App, room: &Room, token: &str) -> Result<(Place, Pos)> {
+    let place = place(app, room, token).await?;
+    match token.parse()? {
+        Token::History { .. } => Ok((place, Pos::MAX)),
+        Token::Sync { pos, .. } | Token::Timeline { pos, .. } => {
+            let end = storage::timeline::end_at(&app.db, room.nid, pos).await?;
+            Ok((place.max(end), pos))
+        }
     }
 }
 
@@ -431,12 +446,7 @@ pub async fn current(app: &App, room: &Room, key: &Key) -> Result<Option<Arc<Eve
 /// # Errors
 /// If the database fails.
 pub async fn last_before(app: &App, room: &Room, place: Place) -> Result<Option<Arc<Event>>> {
-    let range = Range {
-        room: room.nid,
-        from: place,
-        to: Place::START,
-        direction: Direction::Backward,
-    };
+    let range = Range::before(room.nid, place);
     let mut page = storage::timeline::page(&app.db, room.rules, &range, 1).await?;
     Ok(page.pop().map(Arc::new))
 }

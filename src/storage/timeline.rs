@@ -59,6 +59,8 @@ pub struct Range {
     pub to: Place,
     /// Towards newer or older events.
     pub direction: Direction,
+    /// Without what came to this server after this.
+    pub upto: Pos,
 }
 
 impl Range {
@@ -70,6 +72,7 @@ impl Range {
             from,
             to: Place::START,
             direction: Direction::Backward,
+            upto: Pos::MAX,
         }
     }
 
@@ -81,6 +84,7 @@ impl Range {
             from,
             to: Place::END,
             direction: Direction::Forward,
+            upto: Pos::MAX,
         }
     }
 
@@ -106,13 +110,14 @@ pub async fn page(
             "SELECT ",
             (event_columns),
             " FROM event e JOIN event_json j ON j.nid = e.nid WHERE e.room_nid = $1 AND (e.depth, e.ord) <= ($2, $3) ",
-            "AND (e.depth, e.ord) > ($4, $5) AND e.flags & 7 = 0 ORDER BY e.depth DESC, e.ord DESC LIMIT $6"
+            "AND (e.depth, e.ord) > ($4, $5) AND e.ord <= $7 AND e.flags & 7 = 0 ",
+            "ORDER BY e.depth DESC, e.ord DESC LIMIT $6"
         ),
         Direction::Forward => sql!(
             "SELECT ",
             (event_columns),
             " FROM event e JOIN event_json j ON j.nid = e.nid WHERE e.room_nid = $1 AND (e.depth, e.ord) > ($2, $3) ",
-            "AND (e.depth, e.ord) <= ($4, $5) AND e.flags & 7 = 0 ORDER BY e.depth, e.ord LIMIT $6"
+            "AND (e.depth, e.ord) <= ($4, $5) AND e.ord <= $7 AND e.flags & 7 = 0 ORDER BY e.depth, e.ord LIMIT $6"
         ),
     };
     db.rows(query, bounds(range, limit))
@@ -124,7 +129,10 @@ pub async fn page(
 
 fn bounds(range: &Range, limit: i64) -> Vec<super::Arg> {
     let (from, to) = (range.from, range.to);
-    args![range.room, from.depth, from.ord, to.depth, to.ord, limit]
+    // The order of what is in the log is its position there; that of fetched history is less than any.
+    args![
+        range.room, from.depth, from.ord, to.depth, to.ord, limit, range.upto
+    ]
 }
 
 /// What can be known of an event without its JSON.
@@ -147,12 +155,12 @@ pub async fn outlines(db: &Db, range: &Range, limit: i64) -> Result<Vec<Outline>
     let query = match range.direction {
         Direction::Backward => sql!(
             "SELECT nid, depth, ord, type_nid, sender_nid, flags FROM event WHERE room_nid = $1 ",
-            "AND (depth, ord) <= ($2, $3) AND (depth, ord) > ($4, $5) AND flags & 7 = 0 ",
+            "AND (depth, ord) <= ($2, $3) AND (depth, ord) > ($4, $5) AND ord <= $7 AND flags & 7 = 0 ",
             "ORDER BY depth DESC, ord DESC LIMIT $6"
         ),
         Direction::Forward => sql!(
             "SELECT nid, depth, ord, type_nid, sender_nid, flags FROM event WHERE room_nid = $1 ",
-            "AND (depth, ord) > ($2, $3) AND (depth, ord) <= ($4, $5) AND flags & 7 = 0 ",
+            "AND (depth, ord) > ($2, $3) AND (depth, ord) <= ($4, $5) AND ord <= $7 AND flags & 7 = 0 ",
             "ORDER BY depth, ord LIMIT $6"
         ),
     };
@@ -176,10 +184,26 @@ fn outline(row: &Row) -> Result<Outline> {
     })
 }
 
-/// The place in a room's history that the log had reached at a position.
+/// The place in a room's history of the event that was the last to come up to a position.
 pub async fn place_at(db: &Db, room: RoomNid, pos: Pos) -> Result<Place> {
     let query = sql!(
         "SELECT depth, ord FROM event WHERE room_nid = $1 AND pos <= $2 ORDER BY pos DESC LIMIT 1"
+    );
+    match db.maybe(query, args![room, pos]).await? {
+        Some(row) => Ok(Place {
+            depth: row.get(0)?,
+            ord: row.get(1)?,
+        }),
+        None => Ok(Place::START),
+    }
+}
+
+/// The end of a room's history as it was known at a position. That need not be the event that came last: a branch may have
+/// come late.
+pub async fn end_at(db: &Db, room: RoomNid, pos: Pos) -> Result<Place> {
+    let query = sql!(
+        "SELECT depth, ord FROM event WHERE room_nid = $1 AND ord <= $2 AND flags & 7 = 0 ",
+        "ORDER BY depth DESC, ord DESC LIMIT 1"
     );
     match db.maybe(query, args![room, pos]).await? {
         Some(row) => Ok(Place {

@@ -142,6 +142,7 @@ async fn load_deltas(context: &Context<'_>, batch: &mut Batch<'_>) -> Result<()>
             continue;
         }
         match &part.recent {
+            _ if part.is_strange => part.deltas.extend(own_delta(part, &batch.known)),
             Some(events) => {
                 part.deltas = events.iter().filter_map(|event| delta(event)).collect();
             }
@@ -158,12 +159,21 @@ async fn load_deltas(context: &Context<'_>, batch: &mut Batch<'_>) -> Result<()>
             deltas.retain(|delta| delta.pos <= part.upto);
             part.deltas = deltas;
         }
-        if part.is_strange {
-            let own = part.member.event;
-            part.deltas.retain(|delta| delta.event == Some(own));
-        }
     }
     Ok(())
+}
+
+/// What the user became to a room that they were never in.
+fn own_delta(part: &Part<'_>, known: &HashMap<EventNid, Arc<Event>>) -> Option<Delta> {
+    let own = known.get(&part.member.event)?;
+    Some(Delta {
+        room: part.room.nid,
+        pos: part.member.pos,
+        key: own.key?,
+        event: Some(own.nid),
+        before: own.replaces,
+    })
+    .filter(|delta| delta.pos > part.since)
 }
 
 /// What a state event in memory did. (Where the current state changes in another way, the log's reader starts the

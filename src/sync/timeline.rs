@@ -14,7 +14,7 @@ use super::{
 use crate::{
     error::Result,
     room::visibility::Sight,
-    storage::{self, Event, Pos, RoomNid, events::flags},
+    storage::{self, Event, EventNid, Pos, RoomNid, events::flags},
     token::Token,
 };
 
@@ -27,7 +27,12 @@ pub(super) async fn load<'a>(context: &'a Context<'a>, batch: &mut Batch<'a>) ->
     let mut open: Vec<usize> = Vec::new();
     let mut found: HashMap<usize, (Vec<Arc<Event>>, bool)> = HashMap::new();
     for (index, part) in batch.parts.iter_mut().enumerate() {
-        found.insert(index, in_memory(part));
+        let events = if part.is_strange {
+            (own(part, &batch.known), true)
+        } else {
+            in_memory(part)
+        };
+        found.insert(index, events);
     }
     for further in FURTHER {
         load_sights(context, batch, &found).await?;
@@ -50,7 +55,18 @@ pub(super) async fn load<'a>(context: &'a Context<'a>, batch: &mut Batch<'a>) ->
             part.limited = true;
         }
     }
+    for part in &mut batch.parts {
+        // Whatever the client may know of a room from an earlier visit does not go on here.
+        part.limited |= part.since < context.since && part.is_joined();
+    }
     Ok(())
+}
+
+/// Of a room that the user was never in there is nothing to tell but what the user is to it now, if that is new.
+fn own(part: &Part<'_>, known: &HashMap<EventNid, Arc<Event>>) -> Vec<Arc<Event>> {
+    let is_new = part.member.pos > part.since;
+    let own = known.get(&part.member.event).filter(|_| is_new);
+    own.cloned().into_iter().collect()
 }
 
 /// The events that memory has, and whether these are all.
@@ -160,6 +176,9 @@ impl Part<'_> {
     }
 
     fn sees(&self, context: &Context<'_>, event: &Event) -> bool {
+        if self.is_strange && event.nid == self.member.event {
+            return true;
+        }
         match &self.sight {
             Some(sight) if !self.was_in(event) => sight.sees(event),
             _ => {
@@ -186,10 +205,7 @@ impl Part<'_> {
             .iter()
             .rposition(|event| event.flags & flags::AFTER_GAP != 0);
         events.drain(..gap.unwrap_or(0));
-        events.retain(|event| {
-            let is_forgotten = self.member.forgotten && event.nid != self.member.event;
-            !is_forgotten && filter::admits_event(wanted, event) && self.sees(context, event)
-        });
+        events.retain(|event| filter::admits_event(wanted, event) && self.sees(context, event));
         let too_many = events.len().saturating_sub(limit);
         self.limited = too_many > 0 || gap.is_some();
         self.timeline = events.split_off(too_many);
@@ -197,20 +213,19 @@ impl Part<'_> {
     }
 
     /// The events of the timeline.
-    pub(super) fn told(&self) -> HashSet<storage::EventNid> {
+    pub(super) fn told(&self) -> HashSet<EventNid> {
         self.timeline.iter().map(|event| event.nid).collect()
     }
 }
 
 /// Where `/messages` finds what was before the timeline.
 pub(super) fn prev_batch(context: &Context<'_>, part: &Part<'_>) -> String {
-    let token = match part.timeline.first() {
-        Some(event) => Token::before(event),
-        None => Token::Sync {
-            pos: part.upto,
-            ephemeral: 0,
-            run: context.app.bus.run(),
-        },
-    };
+    let first = part.timeline.first();
+    let token = first.and_then(|event| Token::timeline(event));
+    let token = token.unwrap_or(Token::Sync {
+        pos: part.upto,
+        ephemeral: 0,
+        run: context.app.bus.run(),
+    });
     token.to_string()
 }

@@ -288,6 +288,30 @@ async fn a_refused_invite_is_left_with_its_leave_alone() {
 }
 
 #[tokio::test]
+async fn a_room_that_one_has_come_into_begins_anew() {
+    let server = TestServer::start().await;
+    let (alice, bob, room) = direct(&server).await;
+    let start = bob.sync("").await;
+    bob.post(&format!("/rooms/{room}/leave"), json!({}))
+        .await
+        .ok();
+    alice
+        .post(
+            &format!("/rooms/{room}/invite"),
+            json!({ "user_id": bob.id }),
+        )
+        .await
+        .ok();
+    bob.post(&format!("/join/{room}"), json!({})).await.ok();
+    // There is a gap between what bob knows and what bob is told now.
+    let back = sync_from(&bob, next(&start), "").await;
+    assert_eq!(back["rooms"]["join"][&room]["timeline"]["limited"], true);
+    alice.say(&room, "welcome").await;
+    let more = sync_from(&bob, next(&back), "").await;
+    assert_eq!(more["rooms"]["join"][&room]["timeline"]["limited"], false);
+}
+
+#[tokio::test]
 async fn knocks_have_a_section() {
     let server = TestServer::start().await;
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);

@@ -131,6 +131,120 @@ async fn who_is_kicked_hears_of_it_and_of_nothing_later() {
 }
 
 #[tokio::test]
+async fn who_leaves_while_typing_types_no_more() {
+    let (one, two) = tokio::join!(TestServer::federated(), TestServer::federated());
+    let (alice, zoe) = (one.register("alice").await, two.register("zoe").await);
+    let room = shared_room(&alice, &zoe).await;
+    let mut since = next(&alice).await;
+    let path = format!("/rooms/{room}/typing/{}", zoe.id);
+    zoe.put(&path, json!({ "typing": true, "timeout": 60_000 }))
+        .await
+        .ok();
+    let typing = |who: Value| {
+        let room = &room;
+        move |sync: &Value| (ephemeral(sync, room, "m.typing")?["user_ids"] == who).then_some(())
+    };
+    until(&alice, &mut since, typing(json!([zoe.id]))).await;
+    // What zoe sends may come from another device.
+    zoe.say(&room, "typed").await;
+    hears(&alice, &mut since, &room, "typed").await;
+    let sync = alice.sync("").await;
+    let said = ephemeral(&sync, &room, "m.typing").unwrap();
+    assert_eq!(said["user_ids"], json!([zoe.id]));
+    zoe.post(&format!("/rooms/{room}/leave"), json!({}))
+        .await
+        .ok();
+    let started = std::time::Instant::now();
+    until(&alice, &mut since, typing(json!([]))).await;
+    assert!(
+        started.elapsed().as_secs() < 15,
+        "not when its time is over"
+    );
+}
+
+#[tokio::test]
+async fn only_who_has_invited_takes_an_invite_back() {
+    let (one, two) = tokio::join!(TestServer::federated(), TestServer::federated());
+    let (alice, zoe) = (one.register("alice").await, two.register("zoe").await);
+    let mallory = one.register("mallory").await;
+    let shared = shared_room(&alice, &zoe).await;
+    let room = alice.create_room(json!({ "invite": [mallory.id] })).await;
+    mallory.post(&format!("/join/{room}"), json!({})).await.ok();
+    let mut since = next(&zoe).await;
+    let body = json!({ "user_id": zoe.id });
+    let invited = |sync: &Value| sync["rooms"]["invite"].get(&room).map(|_| ());
+    let left = |sync: &Value| {
+        let events = sync["rooms"]["leave"][&room]["timeline"]["events"].as_array()?;
+        Some(events.clone())
+    };
+    // Whether others may, somebody outside cannot know.
+    mallory
+        .post(&format!("/rooms/{room}/invite"), body.clone())
+        .await
+        .ok();
+    until(&zoe, &mut since, invited).await;
+    alice
+        .post(&format!("/rooms/{room}/kick"), body.clone())
+        .await
+        .ok();
+    alice.say(&shared, "something else").await;
+    hears(&zoe, &mut since, &shared, "something else").await;
+    assert!(invited(&zoe.sync("").await).is_some());
+
+    // Who is invited learns how it ended.
+    alice
+        .post(&format!("/rooms/{room}/invite"), body.clone())
+        .await
+        .ok();
+    alice
+        .post(&format!("/rooms/{room}/kick"), body.clone())
+        .await
+        .ok();
+    let ended = until(&zoe, &mut since, left).await;
+    let [leave] = ended.as_slice() else {
+        panic!("{ended:?}")
+    };
+    assert_eq!(leave["content"]["membership"], "leave");
+    assert_eq!(leave["sender"], alice.id);
+    assert_eq!(leave["state_key"], zoe.id);
+
+    // Or how they have ended it, also where nobody is left who could be told.
+    alice
+        .post(&format!("/rooms/{room}/invite"), body)
+        .await
+        .ok();
+    until(&zoe, &mut since, invited).await;
+    for user in [&alice, &mallory] {
+        user.post(&format!("/rooms/{room}/leave"), json!({}))
+            .await
+            .ok();
+    }
+    zoe.post(&format!("/rooms/{room}/leave"), json!({}))
+        .await
+        .ok();
+    let ended = until(&zoe, &mut since, left).await;
+    assert_eq!(ended.len(), 1, "{ended:?}");
+    assert_eq!(ended[0]["sender"], zoe.id);
+    let all = zoe.sync("filter={\"room\":{\"include_leave\":true}}").await;
+    assert_eq!(left(&all).unwrap()[0]["sender"], zoe.id);
+}
+
+#[tokio::test]
+async fn who_joins_sees_who_has_invited_them() {
+    let (one, two) = tokio::join!(TestServer::federated(), TestServer::federated());
+    let (alice, zoe) = (one.register("alice").await, two.register("zoe").await);
+    let body = json!({ "invite": [zoe.id], "is_direct": true });
+    let room = alice.create_room(body).await;
+    zoe.post(&format!("/join/{room}"), json!({})).await.ok();
+    let path = format!("/rooms/{room}/messages?dir=b&limit=1");
+    let messages = zoe.get(&path).await.ok();
+    let join = &messages["chunk"][0];
+    assert_eq!(join["state_key"], zoe.id);
+    assert_eq!(join["unsigned"]["prev_content"]["is_direct"], true);
+    assert_eq!(join["unsigned"]["prev_sender"], alice.id);
+}
+
+#[tokio::test]
 async fn an_invite_that_is_taken_back_disappears() {
     let (one, two) = tokio::join!(TestServer::federated(), TestServer::federated());
     let (alice, zoe) = (one.register("alice").await, two.register("zoe").await);

@@ -128,8 +128,8 @@ pub(super) async fn member(
     Ok(events.into_iter().next().map(|event| (member, event)))
 }
 
-/// Takes the word of the server of those who have invited somebody here, or of one who may answer a knock, that the invite
-/// or the knock is void. This server is not in the room, so it cannot judge.
+/// Takes the word of who has invited somebody here, or of one who may answer a knock, that the invite or the knock is void.
+/// This server is not in the room, so it cannot judge; but the event must be about that very invite or knock.
 ///
 /// # Errors
 /// If the database fails. `false` if it is nothing of that kind.
@@ -158,11 +158,13 @@ pub async fn retract(
         return Ok(false);
     };
     let is_theirs = match member.membership {
-        Membership::Invite => event.pdu.sender.server_name() == pdu.sender.server_name(),
+        // Others may have the power to take it back, but who they are is not known here.
+        Membership::Invite => event.pdu.sender == pdu.sender,
         Membership::Knock => true,
         _ => false,
     };
-    if !is_theirs || pdu.sender.server_name() != origin {
+    let is_about_it = pdu.auth_events.contains(&event.pdu.event_id);
+    if !is_theirs || !is_about_it || pdu.sender.server_name() != origin {
         return Ok(false);
     }
     set(app, room, &user, Arc::clone(pdu), None).await?;
