@@ -14,7 +14,7 @@ use ruma::{
         },
         federation::directory as federation,
     },
-    directory::PublicRoomsChunk,
+    directory::{PublicRoomsChunk, RoomNetwork},
     room::JoinRuleKind,
 };
 use serde::Serialize;
@@ -106,9 +106,9 @@ async fn get_public_rooms(
             total_room_count_estimate: told.total_room_count_estimate,
         });
     }
-    let query = Query::default();
+    let (query, network) = (Query::default(), RoomNetwork::All);
     let (since, limit) = (request.since.as_deref(), request.limit);
-    let page = directory::asked(&app, since, limit, &query).await?;
+    let page = directory::asked(&app, since, limit, &network, &query).await?;
     Ok(page.into())
 }
 
@@ -134,7 +134,8 @@ async fn get_public_rooms_filtered(
     }
     let query = Query::from(request.filter);
     let (since, limit) = (request.since.as_deref(), request.limit);
-    let page = directory::asked(&app, since, limit, &query).await?;
+    let network = &request.room_network;
+    let page = directory::asked(&app, since, limit, network, &query).await?;
     Ok(page.into())
 }
 

@@ -1,6 +1,9 @@
 //! Reading the directory of published rooms, page by page, the largest rooms first.
 
-use ruma::{UInt, directory::Filter};
+use ruma::{
+    UInt,
+    directory::{Filter, RoomNetwork},
+};
 
 use super::summary::{self, Summary};
 use crate::{
@@ -69,7 +72,7 @@ impl Query {
 }
 
 /// A page of the directory.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Page {
     /// The rooms, the largest first.
     pub rooms: Vec<Summary>,
@@ -81,7 +84,7 @@ pub struct Page {
     pub total: i64,
 }
 
-/// The page of the directory that a request asks for.
+/// The page of the directory that a request asks for. The rooms of third-party networks are none here.
 ///
 /// # Errors
 /// `M_INVALID_PARAM` if `since` is no token.
@@ -89,8 +92,12 @@ pub async fn asked(
     app: &App,
     since: Option<&str>,
     limit: Option<UInt>,
+    network: &RoomNetwork,
     query: &Query,
 ) -> Result<Page> {
+    if matches!(network, RoomNetwork::ThirdParty(_)) {
+        return Ok(Page::default());
+    }
     let limit = match limit.map(u64::from) {
         // As other servers have it: no limit of the client's.
         Some(0) => MAX_LIMIT,

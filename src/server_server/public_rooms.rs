@@ -30,7 +30,8 @@ async fn get_public_rooms(
 ) -> Result<get_public_rooms::v1::Response> {
     let request = call.body;
     let (since, limit) = (request.since.as_deref(), request.limit);
-    let page = directory::asked(&app, since, limit, &Query::default()).await?;
+    let (network, query) = (&request.room_network, Query::default());
+    let page = directory::asked(&app, since, limit, network, &query).await?;
     let mut response = get_public_rooms::v1::Response::new();
     response.prev_batch = page.before.map(token_before);
     response.next_batch = page.after.map(token_after);
@@ -47,7 +48,8 @@ async fn get_public_rooms_filtered(
     let request = call.body;
     let (since, limit) = (request.since.as_deref(), request.limit);
     let query = Query::from(request.filter);
-    let page = directory::asked(&app, since, limit, &query).await?;
+    let network = &request.room_network;
+    let page = directory::asked(&app, since, limit, network, &query).await?;
     let mut response = get_public_rooms_filtered::v1::Response::new();
     response.prev_batch = page.before.map(token_before);
     response.next_batch = page.after.map(token_after);

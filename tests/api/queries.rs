@@ -192,6 +192,20 @@ async fn directories_of_other_servers_are_read() {
     names.sort_by_key(|room| room["name"].as_str());
     let names: Vec<_> = names.iter().map(|room| &room["name"]).collect();
     assert_eq!(names, ["Catfish", "Cats"]);
+    // Rooms of other networks are none.
+    for (network, rooms) in [
+        (json!({ "third_party_instance_id": "irc" }), 0),
+        (json!({ "include_all_networks": true }), 3),
+    ] {
+        let found = alice.post(&path, network.clone()).await.ok();
+        assert_eq!(found["chunk"].as_array().unwrap().len(), rooms, "{network}");
+        let found = bob.post("/publicRooms", network).await.ok();
+        assert_eq!(found["chunk"].as_array().unwrap().len(), rooms);
+    }
+    let fake = FakeServer::start().await;
+    let asked = "/_matrix/federation/v1/publicRooms?third_party_instance_id=irc";
+    let found = fake.get(&there, asked).await.ok();
+    assert_eq!(found["chunk"], json!([]));
     // One's own directory is not asked for elsewhere.
     let own = alice
         .get(&format!("/publicRooms?server={}", here.name()))
