@@ -189,7 +189,7 @@ pub struct RateLimits {
     pub messages: Rate,
     /// Rooms that one user joins or knocks on.
     pub joins: Rate,
-    /// Invites that one user sends.
+    /// Invites that one user sends, and those that one user gets from other servers.
     pub invites: Rate,
     /// Access tokens refreshed from one address.
     pub refreshes: Rate,

@@ -36,6 +36,8 @@ pub enum Class {
     Joins,
     /// Invites that one user sends.
     Invites,
+    /// Invites that one user gets from other servers.
+    InvitesFromElsewhere,
     /// Refreshed access tokens from one address.
     Refreshes,
     /// Files that one user uploads or makes names for.
@@ -52,7 +54,7 @@ impl Class {
             Self::Registration => limits.registration,
             Self::Messages => limits.messages,
             Self::Joins => limits.joins,
-            Self::Invites => limits.invites,
+            Self::Invites | Self::InvitesFromElsewhere => limits.invites,
             Self::Refreshes => limits.refreshes,
             Self::Uploads => limits.uploads,
             Self::Profiles => limits.profiles,

@@ -19,7 +19,7 @@ use ruma::{
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::{Error, room_version};
+use crate::{Error, draft::MAX_FIELD_BYTES, room_version};
 
 /// An event of a room.
 ///
@@ -167,14 +167,22 @@ pub(crate) fn redacts(
         redacts: OwnedEventId,
     }
 
-    if *kind != TimelineEventType::RoomRedaction {
+    let redacts: Option<OwnedEventId> = if *kind != TimelineEventType::RoomRedaction {
         None
     } else if rules.content_field_redacts {
-        let content: Content = serde_json::from_str(content.get()).ok()?;
-        Some(content.redacts)
+        let content: Option<Content> = serde_json::from_str(content.get()).ok();
+        content.map(|content| content.redacts)
     } else {
         serde_json::from_str(top_level?.get()).ok()
-    }
+    };
+    redacts.filter(|id| is_possible(id))
+}
+
+/// Whether an event could have this id, which somebody has written into a content. No id is as long as some that are
+/// written there, or has null characters, and databases cannot take them.
+#[must_use]
+pub fn is_possible(id: &EventId) -> bool {
+    id.as_str().len() <= MAX_FIELD_BYTES && !id.as_str().contains('\0')
 }
 
 /// The redacted form of an event: only the fields that its room version protects remain. The

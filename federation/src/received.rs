@@ -13,8 +13,8 @@
 use std::borrow::{Borrow, Cow};
 
 use ruma::{
-    CanonicalJsonObject, CanonicalJsonValue, OwnedRoomId, OwnedServerName, RoomVersionId,
-    ServerName, UserId,
+    CanonicalJsonObject, CanonicalJsonValue, OwnedEventId, OwnedRoomId, OwnedServerName,
+    RoomVersionId, ServerName, UserId,
     canonical_json::RedactingSerializer,
     room_version_rules::{EventIdFormatVersion, RoomVersionRules},
     signatures::content_hash,
@@ -205,6 +205,17 @@ pub fn room_id_of(text: &str) -> Result<OwnedRoomId, Error> {
         .filter(|rules| !rules.event_format.require_room_create_room_id)
         .ok_or_else(|| missing("room_id"))?;
     Ok(Unverified::parse(text, rules)?.pdu.room_id)
+}
+
+/// The id of an event that [`Unverified::parse`] refuses, so that its sender can be told which it is; `None` if the text is
+/// not such JSON as events are made of.
+#[must_use]
+pub fn event_id_of(text: &str, rules: &RoomVersionRules) -> Option<OwnedEventId> {
+    within("event", text.len(), MAX_TEXT_BYTES).ok()?;
+    let mut event = object(text, rules).ok()?;
+    event.remove("event_id");
+    let signed = signed_form(&event, rules).ok()?;
+    event_id(signed.as_bytes(), rules).ok()
 }
 
 /// Whether `server` has signed the event with this key, as policy servers do.

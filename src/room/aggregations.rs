@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, collections::HashMap, sync::Arc};
 
-use homing_federation::Pdu;
+use homing_federation::{Pdu, event::is_possible};
 use ruma::OwnedEventId;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -44,7 +44,7 @@ pub fn relates_to(pdu: &Pdu) -> Option<RelatesTo> {
     let relates_to = pdu.content_as::<Content>().ok()?.relates_to;
     let rel_type = &relates_to.rel_type;
     let fits = !rel_type.is_empty() && rel_type.len() <= MAX_REL_TYPE && !rel_type.contains('\0');
-    fits.then_some(relates_to)
+    (fits && is_possible(&relates_to.event_id)).then_some(relates_to)
 }
 
 /// What is said of an event's children.

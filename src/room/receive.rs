@@ -12,6 +12,7 @@ pub mod incoming;
 mod items;
 mod judge;
 pub mod outliers;
+pub(in crate::room) mod parts;
 pub mod staging;
 pub mod verify;
 
@@ -36,7 +37,7 @@ use crate::{
     log::{AppendError, Change},
     rooms::{Head, Room},
     storage::{
-        DeviceNid, Event, EventNid, Write,
+        self, DeviceNid, Event, EventNid, Write,
         events::{Stub, flags},
         gaps as gap_rows,
     },
@@ -80,6 +81,13 @@ pub struct Missing {
     pub prev_events: Vec<OwnedEventId>,
     /// Those that allow it.
     pub auth_events: Vec<OwnedEventId>,
+}
+
+impl Missing {
+    /// All of them.
+    fn all(&self) -> impl Iterator<Item = &OwnedEventId> {
+        self.prev_events.iter().chain(&self.auth_events)
+    }
 }
 
 /// An event to be taken into a room.
@@ -149,7 +157,39 @@ pub async fn take(app: &App, room: &Arc<Room>, events: Vec<Received>) -> Result<
             Err(error) => return Err(error),
         }
     }
+    elsewhere(app, room, &items, &mut fates).await?;
     Ok(fates)
+}
+
+/// Rejects the events that rest on an event of another room: nothing can come that makes them good.
+async fn elsewhere(app: &App, room: &Room, items: &[Item], fates: &mut [Fate]) -> Result<()> {
+    let missing = |fate: &Fate| match fate {
+        Fate::Missing(missing) => missing.all().map(ToString::to_string).collect(),
+        _ => Vec::new(),
+    };
+    let ids: Vec<String> = fates.iter().flat_map(missing).collect();
+    let found = storage::events::stubs(&app.db, ids).await?;
+    let is_elsewhere = |id: &OwnedEventId| {
+        let stub = found.get(id.as_str());
+        stub.is_some_and(|stub| stub.room != room.nid)
+    };
+    let mut change = Change::new();
+    let mut is_settled = false;
+    for (item, fate) in items.iter().zip(fates) {
+        if let Fate::Missing(missing) = fate
+            && missing.all().any(is_elsewhere)
+        {
+            *fate = Fate::Rejected("it rests on an event of another room".to_owned());
+            for write in &item.writes {
+                change.write(write.clone());
+                is_settled = true;
+            }
+        }
+    }
+    if is_settled {
+        app.log.append(change).await?;
+    }
+    Ok(())
 }
 
 /// Takes the first of some events, and those that follow it on top of the room with it, in one change.

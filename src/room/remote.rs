@@ -150,7 +150,7 @@ fn nobody() -> Error {
 }
 
 /// 502: the other server does not do as the specification says.
-fn nonsense(what: &str) -> Error {
+pub(in crate::room) fn nonsense(what: &str) -> Error {
     Error::new(
         StatusCode::BAD_GATEWAY,
         ErrorKind::Unknown,

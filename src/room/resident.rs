@@ -136,7 +136,7 @@ pub async fn accept(
     let mut checked = verify(app, room.rules, vec![text]).await?;
     let pdu = match checked.pop() {
         Some(Ok(pdu)) => pdu,
-        Some(Err(error)) => return Err(refused(&error)),
+        Some(Err(error)) => return Err(refused(&error.reason)),
         None => return Err(Error::internal("a check has no result")),
     };
     if pdu.event_id != event_id {

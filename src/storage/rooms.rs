@@ -233,6 +233,32 @@ pub fn add(nid: RoomNid, row: &RoomRow, created_ts: i64, published: bool) -> Wri
     )
 }
 
+/// Gives another version to a room that this server was never in, and removes the events of it that say nothing about what
+/// users of this server are to it.
+#[must_use]
+pub fn set_version(room: RoomNid, version: &str) -> [Write; 3] {
+    [
+        Write::Run(
+            sql!("UPDATE room SET room_version = $2 WHERE nid = $1"),
+            args![room, version],
+        ),
+        Write::Run(
+            sql!(
+                "DELETE FROM event_json WHERE nid IN (SELECT nid FROM event WHERE room_nid = $1 ",
+                "AND nid NOT IN (SELECT event_nid FROM membership WHERE room_nid = $1))"
+            ),
+            args![room],
+        ),
+        Write::Run(
+            sql!(
+                "DELETE FROM event WHERE room_nid = $1 ",
+                "AND nid NOT IN (SELECT event_nid FROM membership WHERE room_nid = $1)"
+            ),
+            args![room],
+        ),
+    ]
+}
+
 /// Shows the room in the directory, or not.
 #[must_use]
 pub fn publish(room: RoomNid, published: bool) -> Write {

@@ -1,11 +1,13 @@
-//! A room as a fake server has it that has joined it.
+//! A room as a fake server has it: one that it has joined, or one that it has made and lets others into.
 
 use std::{
     collections::BTreeMap,
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use axum::{Json, response::IntoResponse as _};
 use homing_federation::{Draft, Pdu, room_version, strict_json};
+use reqwest::Method;
 use ruma::{
     MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedUserId, RoomVersionId,
     room_version_rules::RoomVersionRules,
@@ -13,7 +15,7 @@ use ruma::{
 use serde_json::{Value, json};
 
 use crate::{
-    fake_server::FakeServer,
+    fake_server::{FakeServer, Recorded},
     server::{Answer, TestServer},
 };
 
@@ -23,6 +25,7 @@ const FEDERATION: &str = "/_matrix/federation";
 #[derive(Clone)]
 pub struct FakeRoom {
     pub id: OwnedRoomId,
+    pub version: RoomVersionId,
     pub rules: &'static RoomVersionRules,
     /// Its own user.
     pub user: OwnedUserId,
@@ -59,7 +62,7 @@ impl FakeRoom {
         );
         let made = fake.get(server, &path).await.ok();
         let version: RoomVersionId = made["room_version"].as_str().unwrap().try_into().unwrap();
-        let room = Self::new(id.try_into().unwrap(), &version, user.try_into().unwrap());
+        let room = Self::new(id.try_into().unwrap(), version, user.try_into().unwrap());
         let ids = |name: &str| serde_json::from_value(made["event"][name].clone()).unwrap();
         let join = Draft {
             prev_events: ids("prev_events"),
@@ -77,10 +80,48 @@ impl FakeRoom {
         (room, join, answer)
     }
 
-    fn new(id: OwnedRoomId, version: &RoomVersionId, user: OwnedUserId) -> Self {
+    /// Makes a public room.
+    pub fn create(fake: &FakeServer, version: &str) -> Self {
+        let version: RoomVersionId = version.try_into().unwrap();
+        let user = format!("@mallory:{}", fake.name);
+        let id = format!("!fake{:x}:{}", rand::random::<u64>(), fake.name);
+        let mut room = Self::new(id.try_into().unwrap(), version, user.try_into().unwrap());
+        // From version 12 on the id is made of the event.
+        let number = rand::random::<u32>();
+        let mut content =
+            json!({ "room_version": room.version.as_str(), "org.example.number": number });
+        if !room.rules.authorization.use_room_create_sender {
+            content["creator"] = room.user.as_str().into();
+        }
+        let mut create = room.draft("m.room.create", Some(""), content);
+        if !room.rules.event_format.require_room_create_room_id {
+            create.room_id = None;
+        }
+        let create = room.sign(fake, create);
+        room.id = create.room_id.clone();
+        room.follow(&create);
+        let user = room.user.to_string();
+        let member = json!({ "membership": "join" });
+        room.set(fake, "m.room.member", &user, member);
+        room.set(fake, "m.room.power_levels", "", room.levels());
+        let rules = json!({ "join_rule": "public" });
+        room.set(fake, "m.room.join_rules", "", rules);
+        room
+    }
+
+    fn levels(&self) -> Value {
+        if self.rules.authorization.explicitly_privilege_room_creators {
+            json!({})
+        } else {
+            json!({ "users": { self.user.as_str(): 100 } })
+        }
+    }
+
+    fn new(id: OwnedRoomId, version: RoomVersionId, user: OwnedUserId) -> Self {
         Self {
-            rules: room_version::rules(version).expect("a known version"),
+            rules: room_version::rules(&version).expect("a known version"),
             id,
+            version,
             user,
             state: BTreeMap::new(),
             latest: Vec::new(),
@@ -153,6 +194,76 @@ impl FakeRoom {
         }
     }
 
+    /// The state as other servers are told.
+    pub fn state(&self) -> Vec<Value> {
+        self.state.values().map(value).collect()
+    }
+
+    /// What a server is answered that wants to make a member event.
+    pub fn template(&self, user: &str, membership: &str) -> Value {
+        let content = json!({ "membership": membership });
+        let draft = Draft {
+            sender: user.try_into().unwrap(),
+            ..self.draft("m.room.member", Some(user), content)
+        };
+        let types = draft.auth_types(self.rules).unwrap();
+        let auth: Vec<_> = types
+            .iter()
+            .filter_map(|(kind, key)| self.state.get(&(kind.to_string(), key.clone())))
+            .map(|pdu| pdu.event_id.clone())
+            .collect();
+        let event = json!({
+            "room_id": self.id, "sender": user, "state_key": user, "type": "m.room.member",
+            "content": { "membership": membership }, "depth": self.depth + 1, "origin_server_ts": 1,
+            "prev_events": self.latest, "auth_events": auth,
+        });
+        json!({ "room_version": self.version.as_str(), "event": event })
+    }
+
+    /// What a server is answered whose user has joined.
+    pub fn welcome(&self, join: &Value) -> Value {
+        json!({
+            "origin": self.user.server_name(), "members_omitted": false, "event": join,
+            "state": self.state(), "auth_chain": self.state(),
+        })
+    }
+
+    /// Lets everybody in whom `fake` is asked about; `welcome` may change what they are answered.
+    pub fn host(
+        &self,
+        fake: &FakeServer,
+        welcome: impl Fn(&mut Value) + Clone + Send + Sync + 'static,
+    ) {
+        self.prepares(fake, "join", |_| {});
+        let room = self.clone();
+        fake.on(
+            Method::PUT,
+            &format!("{FEDERATION}/v2/send_join/{}", room.id),
+            move |request| {
+                let mut answer = room.welcome(&request.body);
+                welcome(&mut answer);
+                Json(answer).into_response()
+            },
+        );
+    }
+
+    /// Answers who wants to make a member event with a template that `change` has changed.
+    pub fn prepares(
+        &self,
+        fake: &FakeServer,
+        membership: &'static str,
+        change: impl Fn(&mut Value) + Send + Sync + 'static,
+    ) {
+        let room = self.clone();
+        let start = format!("{FEDERATION}/v1/make_{membership}/{}/", room.id);
+        fake.on(Method::GET, &start.clone(), move |request: &Recorded| {
+            let user = request.path[start.len()..].split('?').next().unwrap();
+            let mut answer = room.template(user, membership);
+            change(&mut answer);
+            Json(answer).into_response()
+        });
+    }
+
     /// Sends events in one transaction.
     pub async fn send(&self, fake: &FakeServer, to: &TestServer, pdus: &[&Pdu]) -> Answer {
         let pdus: Vec<Value> = pdus.iter().map(|pdu| value(pdu)).collect();
@@ -190,4 +301,10 @@ pub fn pdu(json: &Value, rules: &RoomVersionRules) -> Pdu {
     let text = json.to_string();
     let unverified = homing_federation::Unverified::parse(&text, rules);
     unverified.unwrap().pdu
+}
+
+/// What is answered for an event of a transaction: `None` if nothing, else whether there was an error.
+pub fn outcome(answer: &Value, event_id: &str) -> Option<bool> {
+    let of_event = answer["pdus"].get(event_id)?;
+    Some(of_event.get("error").is_some())
 }

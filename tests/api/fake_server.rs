@@ -180,6 +180,27 @@ impl FakeServer {
         self.send(to, Method::POST, path, Some(body)).await
     }
 
+    /// Sends a signed request whose body is this text, which need not be canonical JSON.
+    pub async fn put_text(&self, to: &TestServer, path: &str, body: String) -> Answer {
+        let target = Target {
+            method: &Method::PUT,
+            uri: path,
+            origin: &self.name,
+            destination: to.app.name(),
+        };
+        let authorization = target.sign_canonical(body.as_bytes(), &self.key);
+        let request = to.http.put(format!("http://{}{path}", to.address));
+        let request = request.header("authorization", authorization).body(body);
+        let response = request.send().await.expect("the server answers");
+        let (status, headers) = (response.status(), response.headers().clone());
+        let bytes = response.bytes().await.expect("the answer is whole");
+        Answer {
+            status,
+            headers,
+            body: serde_json::from_slice(&bytes).unwrap_or(Value::Null),
+        }
+    }
+
     /// The document that publishes a key of this server until a time (milliseconds since 1970), signed with it.
     pub fn key_document(&self, key: &SigningKey, valid_until: i64) -> Value {
         self.sign(

@@ -79,7 +79,7 @@ pub async fn test_config(directory: &TempDir) -> Config {
 }
 
 /// Makes an empty database on a PostgreSQL server; answers its URL.
-async fn new_database(url: &str) -> String {
+pub async fn new_database(url: &str) -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     use sqlx::{Connection as _, Executor as _};
     let name = format!(

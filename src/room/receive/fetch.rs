@@ -3,22 +3,35 @@
 //! What comes back is checked like everything else that comes from there. A server that does not answer, or not sensibly,
 //! is no failure of this one: then the answer is `None`.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 use futures_util::{StreamExt as _, stream};
 use homing_federation::{Pdu, client};
 use ruma::{
-    EventId, OwnedEventId, ServerName, UInt,
-    api::federation::{
-        authorization::get_event_authorization,
-        backfill::get_backfill,
-        event::{get_event, get_missing_events, get_room_state, get_room_state_ids},
+    EventId, OwnedEventId, OwnedServerName, ServerName, UInt,
+    api::{
+        OutgoingRequest,
+        federation::{
+            authentication::ServerSignatures,
+            authorization::get_event_authorization,
+            backfill::get_backfill,
+            event::{get_event, get_missing_events, get_room_state, get_room_state_ids},
+        },
+        path_builder::SinglePath,
     },
 };
 use serde_json::value::RawValue;
 use tracing::debug;
 
-use super::{outliers, verify::verify};
+use super::{
+    outliers,
+    parts::{self, Part},
+    verify::verify,
+};
 use crate::{
     app::App,
     error::Result,
@@ -37,23 +50,153 @@ const MISSING_EVENTS: u32 = 20;
 pub(super) const BACKFILL: u32 = 100;
 /// How many events are asked for one by one, and how many at the same time.
 const SINGLE_EVENTS: usize = 100;
-const SINGLE_AT_ONCE: usize = 8;
-/// The most events of a state, or of an auth chain, that are looked at.
+const SINGLE_AT_ONCE: usize = 4;
+/// The most events of a state that are looked at, and of the auth chain of an event.
 const MAX_STATE: usize = 100_000;
-/// The most that an answer with events may have, in bytes.
-const STATE_LIMITS: client::Limits = client::Limits {
-    time: std::time::Duration::from_mins(2),
+const MAX_CHAIN: usize = 20_000;
+/// The most bytes of events that wait for others which they rest on.
+const MAX_DEFERRED: usize = 64 << 20;
+/// How often events that rest on later ones are tried again.
+const ROUNDS: usize = 5;
+/// What an answer with a few events may cost.
+const FEW: client::Limits = client::Limits {
+    time: Duration::from_secs(30),
+    bytes: 10 << 20,
+};
+/// What the ids of a state may cost, an auth chain, and a state.
+const IDS: client::Limits = client::Limits {
+    time: Duration::from_mins(1),
+    bytes: 16 << 20,
+};
+const CHAIN: client::Limits = client::Limits {
+    time: Duration::from_mins(1),
+    bytes: 64 << 20,
+};
+const STATE: client::Limits = client::Limits {
+    time: Duration::from_mins(2),
     bytes: 256 << 20,
 };
 
-fn answer<T>(what: &str, server: &ServerName, result: Result<T, client::Error>) -> Option<T> {
-    match result {
-        Ok(answer) => Some(answer),
-        Err(error) => {
-            debug!(%server, %error, "cannot get {what}");
-            None
+/// What is asked of others because of one event: until when, and of whom no more.
+#[derive(Debug)]
+pub(super) struct Search {
+    until: Instant,
+    silent: Mutex<HashSet<OwnedServerName>>,
+}
+
+impl Search {
+    /// A search that may take this long.
+    pub(super) fn within(time: Duration) -> Self {
+        Self {
+            until: Instant::now() + time,
+            silent: Mutex::default(),
         }
     }
+
+    /// The limits as far as there is time left, for a server that has answered so far.
+    fn limits(&self, server: &ServerName, limits: client::Limits) -> Option<client::Limits> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        let is_silent = self.silent().contains(server);
+        (!is_silent && !left.is_zero()).then(|| limits.time(limits.time.min(left)))
+    }
+
+    fn silent(&self) -> MutexGuard<'_, HashSet<OwnedServerName>> {
+        self.silent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What came of a question. A server that cannot be reached, or is too slow, is not asked again.
+    fn answer<T>(
+        &self,
+        what: &str,
+        server: &ServerName,
+        result: Result<T, client::Error>,
+    ) -> Option<T> {
+        match result {
+            Ok(answer) => Some(answer),
+            Err(error) => {
+                debug!(%server, %error, "cannot get {what}");
+                if error.refusal().is_none() {
+                    self.silent().insert(server.to_owned());
+                }
+                None
+            }
+        }
+    }
+
+    async fn ask<R>(
+        &self,
+        app: &App,
+        server: &ServerName,
+        limits: client::Limits,
+        what: &str,
+        request: R,
+    ) -> Option<R::IncomingResponse>
+    where
+        R: OutgoingRequest<Authentication = ServerSignatures, PathBuilder = SinglePath>,
+    {
+        let limits = self.limits(server, limits)?;
+        let answered = app.federation.send_within(limits, server, request).await;
+        self.answer(what, server, answered)
+    }
+
+    /// Asks for many events, and keeps those that are good ones of the room.
+    async fn ask_for_many<R>(
+        &self,
+        app: &App,
+        room: &Arc<Room>,
+        server: &ServerName,
+        (limits, most): (client::Limits, usize),
+        request: R,
+    ) -> Result<()>
+    where
+        R: OutgoingRequest<Authentication = ServerSignatures, PathBuilder = SinglePath>,
+    {
+        let Some(limits) = self.limits(server, limits) else {
+            return Ok(());
+        };
+        let answered = app.federation.open(limits, server, request).await;
+        let Some(answered) = self.answer("many events", server, answered) else {
+            return Ok(());
+        };
+        let mut parts = parts::read(answered.into_body());
+        let mut left = most;
+        let mut deferred: Vec<Arc<Pdu>> = Vec::new();
+        while let Some(part) = parts.recv().await {
+            let texts = match part {
+                Part::AuthChain(texts) | Part::State(texts) => texts,
+                Part::Event(_) => continue,
+                Part::End => break,
+                Part::Failed(error) => {
+                    debug!(%server, %error, "an answer with many events breaks off");
+                    self.silent().insert(server.to_owned());
+                    break;
+                }
+            };
+            let events = good(app, room, texts).await?;
+            left = left.saturating_sub(events.len());
+            deferred.extend(keep(app, room, events).await?);
+            let bytes: usize = deferred.iter().map(|pdu| pdu.json.len()).sum();
+            if left == 0 || bytes > MAX_DEFERRED {
+                debug!(%server, "an answer with too many events");
+                break;
+            }
+        }
+        for _ in 0..ROUNDS {
+            let before = deferred.len();
+            deferred = keep(app, room, deferred).await?;
+            if deferred.len() == before {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Keeps events as outliers. Answers those that rest on events which are not here.
+async fn keep(app: &App, room: &Arc<Room>, events: Vec<Arc<Pdu>>) -> Result<Vec<Arc<Pdu>>> {
+    let kept = outliers::keep(app, room, events.clone()).await?;
+    let is_left = |pdu: &Arc<Pdu>| !kept.contains_key(&pdu.event_id);
+    Ok(events.into_iter().filter(is_left).collect())
 }
 
 /// Those of some texts that are good events of the room.
@@ -75,6 +218,7 @@ async fn good(app: &App, room: &Room, texts: Vec<Box<RawValue>>) -> Result<Vec<A
 /// # Errors
 /// If the database fails.
 pub(super) async fn missing_events(
+    search: &Search,
     app: &App,
     room: &Room,
     from: &ServerName,
@@ -84,14 +228,16 @@ pub(super) async fn missing_events(
     let mut request =
         get_missing_events::v1::Request::new(room.id.clone(), earliest, vec![latest.to_owned()]);
     request.limit = UInt::from(MISSING_EVENTS);
-    let mut answered = match app.federation.send(from, request).await {
-        Ok(answered) => answered,
+    let Some(limits) = search.limits(from, FEW) else {
+        return Ok(None);
+    };
+    let answered = app.federation.send_within(limits, from, request).await;
+    if let Err(client::Error::Nonsense(_)) = answered {
         // It has answered, if not well.
-        Err(client::Error::Nonsense(_)) => return Ok(Some(Vec::new())),
-        Err(error) => {
-            debug!(server = %from, %error, "cannot get missing events");
-            return Ok(None);
-        }
+        return Ok(Some(Vec::new()));
+    }
+    let Some(mut answered) = search.answer("missing events", from, answered) else {
+        return Ok(None);
     };
     answered.events.truncate(MISSING_EVENTS as usize);
     let mut events = good(app, room, answered.events).await?;
@@ -104,14 +250,15 @@ pub(super) async fn missing_events(
 /// # Errors
 /// If the database fails.
 pub(super) async fn history(
+    search: &Search,
     app: &App,
     room: &Room,
     from: &ServerName,
     latest: Vec<OwnedEventId>,
 ) -> Result<Option<Vec<Arc<Pdu>>>> {
     let request = get_backfill::v1::Request::new(room.id.clone(), latest, UInt::from(BACKFILL));
-    let answered = app.federation.send(from, request).await;
-    let Some(mut answered) = answer("history", from, answered) else {
+    let answered = search.ask(app, from, FEW, "history", request);
+    let Some(mut answered) = answered.await else {
         return Ok(None);
     };
     answered.pdus.truncate(BACKFILL as usize);
@@ -125,22 +272,16 @@ pub(super) async fn history(
 /// # Errors
 /// If the database fails.
 pub(super) async fn auth_chain(
+    search: &Search,
     app: &App,
     room: &Arc<Room>,
     from: &ServerName,
     event_id: &EventId,
 ) -> Result<()> {
     let request = get_event_authorization::v1::Request::new(room.id.clone(), event_id.to_owned());
-    let answered = app
-        .federation
-        .send_within(STATE_LIMITS, from, request)
-        .await;
-    if let Some(mut answered) = answer("an auth chain", from, answered) {
-        answered.auth_chain.truncate(MAX_STATE);
-        let events = good(app, room, answered.auth_chain).await?;
-        outliers::keep(app, room, events).await?;
-    }
-    Ok(())
+    search
+        .ask_for_many(app, room, from, (CHAIN, MAX_CHAIN), request)
+        .await
 }
 
 /// Keeps single events as outliers. Only so many are asked for.
@@ -148,6 +289,7 @@ pub(super) async fn auth_chain(
 /// # Errors
 /// If the database fails.
 pub(super) async fn single_events(
+    search: &Search,
     app: &App,
     room: &Arc<Room>,
     from: &ServerName,
@@ -155,7 +297,7 @@ pub(super) async fn single_events(
 ) -> Result<HashMap<OwnedEventId, Stub>> {
     let ids: Vec<OwnedEventId> = ids.iter().take(SINGLE_EVENTS).cloned().collect();
     let mut answers = stream::iter(ids)
-        .map(|id| single_event(app, from, id))
+        .map(|id| single_event(search, app, from, id))
         .buffer_unordered(SINGLE_AT_ONCE);
     let mut texts = Vec::new();
     while let Some(text) = answers.next().await {
@@ -166,10 +308,15 @@ pub(super) async fn single_events(
     outliers::keep(app, room, events).await
 }
 
-async fn single_event(app: &App, from: &ServerName, id: OwnedEventId) -> Option<Box<RawValue>> {
+async fn single_event(
+    search: &Search,
+    app: &App,
+    from: &ServerName,
+    id: OwnedEventId,
+) -> Option<Box<RawValue>> {
     let request = get_event::v1::Request::new(id);
-    let answered = app.federation.send(from, request).await;
-    answer("an event", from, answered).map(|answered| answered.pdu)
+    let answered = search.ask(app, from, FEW, "an event", request).await;
+    answered.map(|answered| answered.pdu)
 }
 
 /// The state after an event that is not here, as another server tells of it; `None` if that server cannot tell.
@@ -177,13 +324,14 @@ async fn single_event(app: &App, from: &ServerName, id: OwnedEventId) -> Option<
 /// # Errors
 /// If the database fails.
 pub(super) async fn state_after(
+    search: &Search,
     app: &App,
     room: &Arc<Room>,
     from: &ServerName,
     event_id: &EventId,
 ) -> Result<Option<Derived>> {
-    let event = single_events(app, room, from, &[event_id.to_owned()]).await?;
-    let Some(mut state) = state_before(app, room, from, event_id).await? else {
+    let event = single_events(search, app, room, from, &[event_id.to_owned()]).await?;
+    let Some(mut state) = state_before(search, app, room, from, event_id).await? else {
         return Ok(None);
     };
     // An event that cannot be got may be state too; then its state before it is the nearest that can be known.
@@ -203,17 +351,15 @@ pub(super) async fn state_after(
 /// # Errors
 /// If the database fails.
 pub(super) async fn state_before(
+    search: &Search,
     app: &App,
     room: &Arc<Room>,
     from: &ServerName,
     event_id: &EventId,
 ) -> Result<Option<Derived>> {
     let request = get_room_state_ids::v1::Request::new(event_id.to_owned(), room.id.clone());
-    let answered = app
-        .federation
-        .send_within(STATE_LIMITS, from, request)
-        .await;
-    let Some(answered) = answer("the ids of a state", from, answered) else {
+    let answered = search.ask(app, from, IDS, "the ids of a state", request);
+    let Some(answered) = answered.await else {
         return Ok(None);
     };
     let (state, chain) = (answered.pdu_ids, answered.auth_chain_ids);
@@ -229,9 +375,12 @@ pub(super) async fn state_before(
         .cloned()
         .collect();
     if missing.len() > SINGLE_EVENTS {
-        whole_state(app, room, from, event_id).await?;
+        let request = get_room_state::v1::Request::new(event_id.to_owned(), room.id.clone());
+        search
+            .ask_for_many(app, room, from, (STATE, MAX_STATE), request)
+            .await?;
     } else if !missing.is_empty() {
-        single_events(app, room, from, &missing).await?;
+        single_events(search, app, room, from, &missing).await?;
     }
     let ids = state.iter().map(ToString::to_string).collect();
     let known = storage::events::stubs(&app.db, ids).await?;
@@ -242,28 +391,6 @@ pub(super) async fn state_before(
         .map(|stub| stub.nid)
         .collect();
     as_derived(app, room, &nids).await.map(Some)
-}
-
-/// Keeps all events of the state before an event.
-async fn whole_state(
-    app: &App,
-    room: &Arc<Room>,
-    from: &ServerName,
-    event_id: &EventId,
-) -> Result<()> {
-    let request = get_room_state::v1::Request::new(event_id.to_owned(), room.id.clone());
-    let answered = app
-        .federation
-        .send_within(STATE_LIMITS, from, request)
-        .await;
-    if let Some(answered) = answer("a state", from, answered) {
-        let mut texts = answered.auth_chain;
-        texts.extend(answered.pdus);
-        texts.truncate(MAX_STATE);
-        let events = good(app, room, texts).await?;
-        outliers::keep(app, room, events).await?;
-    }
-    Ok(())
 }
 
 /// A state that consists of some events, told by how it differs from the current one.

@@ -1,13 +1,17 @@
 //! Events that rest on others which are not here: finding these, from the server that sent the event or from others in the
 //! room.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use homing_federation::Pdu;
 use ruma::{OwnedEventId, OwnedServerName, ServerName};
 use tracing::debug;
 
-use super::{Fate, Missing, Received, fetch, take};
+use super::{
+    Fate, Missing, Received,
+    fetch::{self, Search},
+    take,
+};
 use crate::{
     app::App,
     error::Result,
@@ -26,6 +30,8 @@ use crate::{
 const ROUNDS: usize = 4;
 /// How many other servers are asked when the one that sent the event does not help.
 const OTHERS: usize = 3;
+/// How long other servers are asked for what one event rests on.
+const TIME: Duration = Duration::from_mins(5);
 
 /// Takes an event into the room, with all that must be fetched for it. `None` if what it rests on cannot be got now.
 /// `writes` are made in the commit that settles what becomes of it.
@@ -43,6 +49,7 @@ pub(super) async fn settle(
     writes: &[Write],
     is_first: bool,
 ) -> Result<Option<Fate>> {
+    let search = &Search::within(TIME);
     let mut received = Received {
         writes: writes.to_vec(),
         ..Received::new(Arc::clone(pdu))
@@ -61,17 +68,26 @@ pub(super) async fn settle(
             fate => return Ok(fate),
         };
         if !missing.auth_events.is_empty() {
-            allow(app, room, origin, pdu, &missing.auth_events, &mut asked).await?;
+            allow(
+                search,
+                app,
+                room,
+                origin,
+                pdu,
+                &missing.auth_events,
+                &mut asked,
+            )
+            .await?;
         }
         if missing.prev_events.is_empty() {
             continue;
         }
         if round == 0 {
-            has_answered = bridge(app, room, origin, pdu).await?;
+            has_answered = bridge(search, app, room, origin, pdu).await?;
         } else if is_first && has_answered {
             return Ok(None);
         } else {
-            received.before = state_before(app, room, origin, pdu, &missing).await?;
+            received.before = state_before(search, app, room, origin, pdu, &missing).await?;
             if received.before.is_none() {
                 return Ok(None);
             }
@@ -82,6 +98,7 @@ pub(super) async fn settle(
 
 /// Fetches the events that allow an event.
 async fn allow(
+    search: &Search,
     app: &App,
     room: &Arc<Room>,
     origin: &ServerName,
@@ -93,7 +110,7 @@ async fn allow(
         if !asked.insert(server.clone()) {
             continue;
         }
-        fetch::auth_chain(app, room, &server, &pdu.event_id).await?;
+        fetch::auth_chain(search, app, room, &server, &pdu.event_id).await?;
         let ids = missing.iter().map(ToString::to_string).collect();
         let known = storage::events::stubs(&app.db, ids).await?;
         let still: Vec<OwnedEventId> = missing
@@ -104,7 +121,7 @@ async fn allow(
         if still.is_empty() {
             return Ok(());
         }
-        fetch::single_events(app, room, &server, &still).await?;
+        fetch::single_events(search, app, room, &server, &still).await?;
         return Ok(());
     }
     Ok(())
@@ -112,25 +129,32 @@ async fn allow(
 
 /// Takes the events between the end of the room and `pdu`, as far as they can be got. Answers whether the other server has
 /// answered.
-async fn bridge(app: &App, room: &Arc<Room>, origin: &ServerName, pdu: &Arc<Pdu>) -> Result<bool> {
+async fn bridge(
+    search: &Search,
+    app: &App,
+    room: &Arc<Room>,
+    origin: &ServerName,
+    pdu: &Arc<Pdu>,
+) -> Result<bool> {
     let earliest = {
         let mut slot = room.head.lock().await;
         let head = head::in_slot(app, room, &mut slot).await?;
         head.extremities.iter().map(|one| one.id.clone()).collect()
     };
-    let between = fetch::missing_events(app, room, origin, &pdu.event_id, earliest).await?;
+    let between = fetch::missing_events(search, app, room, origin, &pdu.event_id, earliest).await?;
     for older in between
         .iter()
         .flatten()
         .filter(|older| older.event_id != pdu.event_id)
     {
-        settle_older(app, room, origin, older).await?;
+        settle_older(search, app, room, origin, older).await?;
     }
     Ok(between.is_some())
 }
 
 /// The same as [`settle`] for an event that was fetched: what comes before it is not asked for, only the state there.
 async fn settle_older(
+    search: &Search,
     app: &App,
     room: &Arc<Room>,
     origin: &ServerName,
@@ -149,10 +173,19 @@ async fn settle_older(
             _ => return Ok(()),
         };
         if !missing.auth_events.is_empty() {
-            allow(app, room, origin, pdu, &missing.auth_events, &mut asked).await?;
+            allow(
+                search,
+                app,
+                room,
+                origin,
+                pdu,
+                &missing.auth_events,
+                &mut asked,
+            )
+            .await?;
         }
         if !missing.prev_events.is_empty() {
-            received.before = state_before(app, room, origin, pdu, &missing).await?;
+            received.before = state_before(search, app, room, origin, pdu, &missing).await?;
             if received.before.is_none() {
                 break;
             }
@@ -165,6 +198,7 @@ async fn settle_older(
 /// The state before an event of which some of the events before it are not here: resolved from the states after those that
 /// are, and what other servers tell of the others.
 pub(super) async fn state_before(
+    search: &Search,
     app: &App,
     room: &Arc<Room>,
     origin: &ServerName,
@@ -187,7 +221,7 @@ pub(super) async fn state_before(
     for id in &missing.prev_events {
         let mut found = None;
         for server in servers(room, origin) {
-            found = fetch::state_after(app, room, &server, id).await?;
+            found = fetch::state_after(search, app, room, &server, id).await?;
             if found.is_some() {
                 break;
             }

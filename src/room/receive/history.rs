@@ -12,7 +12,11 @@ use ruma::{
 };
 use tracing::debug;
 
-use super::{Fate, Received, fetch, gaps, take};
+use super::{
+    Fate, Received,
+    fetch::{self, Search},
+    gaps, take,
+};
 use crate::{app::App, error::Result, remote, rooms::Room, storage};
 
 /// From how many missing events on backwards is asked at once.
@@ -23,6 +27,8 @@ const ANSWER_BYTES: u64 = 16 << 10;
 const SERVERS: usize = 4;
 /// How long nobody is asked again after nobody could help.
 const PAUSE: Duration = Duration::from_secs(30);
+/// How long other servers are asked for one part of history.
+const TIME: Duration = Duration::from_mins(2);
 /// How many states are asked for, for one part of history.
 const STATES: usize = 5;
 
@@ -52,11 +58,12 @@ pub async fn extend(app: &App, room: &Arc<Room>, depth: i64) -> Result<bool> {
         .iter()
         .filter_map(|(id, _)| OwnedEventId::try_from(id.as_str()).ok())
         .collect();
+    let search = &Search::within(TIME);
     for server in servers(room) {
-        let Some(events) = fetch::history(app, room, &server, ids.clone()).await? else {
+        let Some(events) = fetch::history(search, app, room, &server, ids.clone()).await? else {
             continue;
         };
-        if add(app, room, &server, &events).await? {
+        if add(search, app, room, &server, &events).await? {
             *failed = None;
             return Ok(true);
         }
@@ -83,6 +90,7 @@ pub async fn reach(
         Direction::Forward => told >= ts && nearest.is_none_or(|nearest| told < nearest),
         Direction::Backward => told <= ts && nearest.is_none_or(|nearest| told > nearest),
     };
+    let search = &Search::within(TIME);
     for server in servers(room) {
         let request = get_event_by_timestamp::v1::Request::new(room.id.clone(), ts, direction);
         let told = match remote::ask(app, &server, request, ANSWER_BYTES).await {
@@ -95,8 +103,10 @@ pub async fn reach(
         if !is_nearer(told.origin_server_ts) {
             return Ok(false);
         }
-        if let Some(events) = fetch::history(app, room, &server, vec![told.event_id]).await? {
-            return add(app, room, &server, &events).await;
+        if let Some(events) =
+            fetch::history(search, app, room, &server, vec![told.event_id]).await?
+        {
+            return add(search, app, room, &server, &events).await;
         }
     }
     Ok(false)
@@ -130,6 +140,7 @@ fn servers(room: &Room) -> Vec<OwnedServerName> {
 
 /// Takes a part of history, oldest first. Answers whether any of it is new.
 async fn add(
+    search: &Search,
     app: &App,
     room: &Arc<Room>,
     server: &ServerName,
@@ -146,7 +157,7 @@ async fn add(
         if let Some(Fate::Missing(missing)) = &fate
             && !missing.auth_events.is_empty()
         {
-            fetch::auth_chain(app, room, server, &pdu.event_id).await?;
+            fetch::auth_chain(search, app, room, server, &pdu.event_id).await?;
             fate = take(app, room, vec![received.clone()]).await?.pop();
         }
         if let Some(Fate::Missing(missing)) = &fate
@@ -154,7 +165,7 @@ async fn add(
             && states < STATES
         {
             states += 1;
-            received.before = gaps::state_before(app, room, server, pdu, missing).await?;
+            received.before = gaps::state_before(search, app, room, server, pdu, missing).await?;
             if received.before.is_some() {
                 fate = take(app, room, vec![received]).await?.pop();
             }

@@ -9,13 +9,15 @@ use futures_util::{StreamExt as _, stream};
 use homing_federation::{Pdu, received::room_id_of};
 use ruma::{OwnedEventId, OwnedRoomId, ServerName};
 use serde_json::value::RawValue;
-use tracing::debug;
+use tracing::{debug, error};
 
 use super::{Fate, Received, staging, take, verify::verify};
 use crate::{
     app::App,
-    error::Result,
+    error::{Error, Result},
+    log::AppendError,
     room::{remote, server_acl},
+    rooms::Room,
 };
 
 /// How many rooms of a transaction are worked on at the same time.
@@ -24,11 +26,11 @@ const ROOMS_AT_ONCE: usize = 10;
 /// What is answered for each event: nothing, or why it was not taken.
 pub type Answers = BTreeMap<OwnedEventId, Result<(), String>>;
 
-/// Takes the events of a transaction. A text that is no event costs the others nothing; there is no answer for it, since
-/// nobody knows its id.
+/// Takes the events of a transaction. A text that is no event costs the others nothing; there is an answer for it if it is
+/// so near to an event that it has an id. A room that this server has trouble with costs the other rooms nothing.
 ///
 /// # Errors
-/// If the database fails.
+/// If something could not even be kept, so that it has to be sent again: the database fails.
 pub async fn incoming(
     app: &Arc<App>,
     origin: &ServerName,
@@ -42,13 +44,21 @@ pub async fn incoming(
         }
     }
     let mut answers = Answers::new();
+    let mut failure = None;
     let mut rooms = stream::iter(by_room)
         .map(|(room, pdus)| in_room(app, origin, room, pdus))
         .buffer_unordered(ROOMS_AT_ONCE);
+    // What is begun in the other rooms is finished.
     while let Some(some) = rooms.next().await {
-        answers.extend(some?);
+        match some {
+            Ok(some) => answers.extend(some),
+            Err(error) => failure = Some(error),
+        }
     }
-    Ok(answers)
+    match failure {
+        Some(error) => Err(error),
+        None => Ok(answers),
+    }
 }
 
 async fn in_room(
@@ -66,14 +76,17 @@ async fn in_room(
     for checked in verify(app, room.rules, texts).await? {
         match checked {
             Ok(pdu) => pdus.push(pdu),
-            Err(error) => debug!(%origin, room = %id, %error, "an event is dropped"),
+            Err(refused) => {
+                debug!(%origin, room = %id, error = %refused, "an event is dropped");
+                let reason = refused.to_string();
+                answers.extend(refused.event_id.map(|id| (id, Err(reason))));
+            }
         }
     }
     if !server_acl::is_allowed(app, &room, origin).await? {
-        return Ok(refused(
-            pdus,
-            "the room's access control list bars this server",
-        ));
+        let reason = "the room's access control list bars this server";
+        answers.extend(refused(pdus, reason));
+        return Ok(answers);
     }
     if room.seen().local.is_empty() {
         let mut others = Vec::new();
@@ -91,39 +104,58 @@ async fn in_room(
     pdus.sort_by_key(|pdu| pdu.depth);
     let mut met = HashSet::new();
     pdus.retain(|pdu| met.insert(pdu.event_id.clone()));
-    let received = pdus
-        .iter()
-        .map(|pdu| Received::new(Arc::clone(pdu)))
-        .collect();
-    let fates = take(app, &room, received).await?;
     let mut waiting: Vec<Arc<Pdu>> = Vec::new();
-    for (pdu, fate) in pdus.into_iter().zip(fates) {
+    for (pdu, fate) in fates(app, &room, pdus).await {
         let answer = match fate {
-            Fate::Known | Fate::Accepted | Fate::SoftFailed => Ok(()),
-            Fate::Rejected(reason) => {
+            Some(Fate::Known | Fate::Accepted | Fate::SoftFailed) => Ok(()),
+            Some(Fate::Rejected(reason)) => {
                 debug!(%origin, event = %pdu.event_id, %reason, "an event was rejected");
                 Err(reason)
             }
-            // Neither events nor signatures are asked for while a transaction waits.
-            Fate::Missing(_) | Fate::Unsigned => {
+            // It cannot be judged yet, or this server has trouble with it. Neither events nor signatures are asked for
+            // while a transaction waits.
+            Some(Fate::Missing(_) | Fate::Unsigned) | None => {
                 waiting.push(pdu);
                 continue;
             }
         };
         answers.insert(pdu.event_id.clone(), answer);
     }
-    if !waiting.is_empty() {
-        let kept = staging::keep(app, &room, origin, &waiting).await?;
-        for pdu in waiting {
-            let answer = if kept {
-                Ok(())
-            } else {
-                Err("too many events wait in this room".to_owned())
-            };
-            answers.insert(pdu.event_id.clone(), answer);
-        }
+    let kept = staging::keep(app, &room, origin, &waiting).await?;
+    for (index, pdu) in waiting.into_iter().enumerate() {
+        let answer = if index < kept {
+            Ok(())
+        } else {
+            Err("too many events of this server wait here".to_owned())
+        };
+        answers.insert(pdu.event_id.clone(), answer);
     }
     Ok(answers)
+}
+
+/// What becomes of some events of a room; `None` if this server has trouble with an event. Then the others are tried
+/// without it.
+async fn fates(app: &App, room: &Arc<Room>, pdus: Vec<Arc<Pdu>>) -> Vec<(Arc<Pdu>, Option<Fate>)> {
+    let received = |pdus: &[Arc<Pdu>]| pdus.iter().cloned().map(Received::new).collect();
+    match take(app, room, received(&pdus)).await {
+        Ok(fates) => return pdus.into_iter().zip(fates.into_iter().map(Some)).collect(),
+        Err(error) => error!(%error, room = %room.id, "events cannot be taken together"),
+    }
+    let mut fates = Vec::with_capacity(pdus.len());
+    for pdu in pdus {
+        let fate = match take(app, room, received(std::slice::from_ref(&pdu))).await {
+            Ok(mut fates) => fates.pop(),
+            Err(Error::Append(AppendError::NullCharacter)) => {
+                Some(Fate::Rejected("it has a null character".to_owned()))
+            }
+            Err(error) => {
+                error!(%error, event = %pdu.event_id, "an event cannot be taken");
+                None
+            }
+        };
+        fates.push((pdu, fate));
+    }
+    fates
 }
 
 fn refused(pdus: Vec<Arc<Pdu>>, reason: &str) -> Answers {

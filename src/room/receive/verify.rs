@@ -2,12 +2,13 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    fmt,
     sync::Arc,
     thread::available_parallelism,
 };
 
-use homing_federation::{Error as Refusal, Pdu, Unverified};
-use ruma::room_version_rules::RoomVersionRules;
+use homing_federation::{Error as Reason, Pdu, Unverified, received::event_id_of};
+use ruma::{OwnedEventId, room_version_rules::RoomVersionRules};
 use serde_json::value::RawValue;
 
 use crate::{
@@ -19,6 +20,21 @@ use crate::{
 /// From how many events on the work is spread over the cores.
 const SPREAD: usize = 16;
 
+/// Something that was to be an event and is none.
+#[derive(Debug)]
+pub struct Refused {
+    /// The id that it would have, if it is so near to an event that it has one.
+    pub event_id: Option<OwnedEventId>,
+    /// What is the matter.
+    pub reason: Reason,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.reason.fmt(f)
+    }
+}
+
 /// Reads events of rooms of one version and checks their signatures and hashes. Answers for each text what it is, in the
 /// same order. An event whose hash is wrong comes out redacted.
 ///
@@ -28,8 +44,14 @@ pub async fn verify(
     app: &App,
     rules: &'static RoomVersionRules,
     texts: Vec<Box<RawValue>>,
-) -> Result<Vec<Result<Arc<Pdu>, Refusal>>> {
-    let read = spread(texts, move |text| Unverified::parse(text.get(), rules)).await?;
+) -> Result<Vec<Result<Arc<Pdu>, Refused>>> {
+    let read = spread(texts, move |text| {
+        Unverified::parse(text.get(), rules).map_err(|reason| Refused {
+            event_id: event_id_of(text.get(), rules),
+            reason,
+        })
+    });
+    let read = read.await?;
     let mut wanted: HashMap<_, HashSet<String>> = HashMap::new();
     let mut newest = 0;
     for unverified in read.iter().flatten() {
@@ -47,11 +69,15 @@ fn check(
     unverified: Unverified,
     keys: &Keys,
     rules: &RoomVersionRules,
-) -> Result<Arc<Pdu>, Refusal> {
+) -> Result<Arc<Pdu>, Refused> {
+    let event_id = unverified.pdu.event_id.clone();
     let ts = i64::from(unverified.pdu.origin_server_ts.0);
     let at = rules.enforce_key_validity.then_some(ts);
-    let pdu = unverified.verify(|server, id| keys.get(server, id, at).cloned())?;
-    Ok(Arc::new(pdu))
+    let verified = unverified.verify(|server, id| keys.get(server, id, at).cloned());
+    verified.map(Arc::new).map_err(|reason| Refused {
+        event_id: Some(event_id),
+        reason,
+    })
 }
 
 /// Does something with each of many things, on all cores if there are many.

@@ -19,7 +19,7 @@ use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 use tracing::{debug, info};
 
-use super::{join::Part, nonsense};
+use super::nonsense;
 use crate::{
     app::App,
     bus::Effect,
@@ -34,7 +34,7 @@ use crate::{
         },
         branches::Derived,
         head::{self, StateMap},
-        receive::{Fate, Received, outliers, take, verify::verify},
+        receive::{Fate, Received, outliers, parts::Part, take, verify::verify},
     },
     rooms::Room,
     storage::{
@@ -49,6 +49,8 @@ use crate::{
 const AT_ONCE: usize = 1000;
 /// How often events that rest on later ones are tried again.
 const ROUNDS: usize = 5;
+/// The most bytes of events that wait for others which they rest on. A server that sends the auth chain first has none.
+const MAX_DEFERRED: usize = 128 << 20;
 
 /// Takes in the answer to a join and makes the user a member.
 ///
@@ -97,6 +99,7 @@ struct Answer {
     event: Option<Box<RawValue>>,
     /// Events that could not be judged yet, and whether they are of the state.
     deferred: Vec<(Arc<Pdu>, bool)>,
+    deferred_bytes: usize,
 }
 
 impl Answer {
@@ -119,6 +122,7 @@ impl Answer {
         for _ in 0..ROUNDS {
             let deferred = std::mem::take(&mut self.deferred);
             let before = deferred.len();
+            self.deferred_bytes = 0;
             if before == 0 {
                 break;
             }
@@ -170,8 +174,14 @@ impl Answer {
                     self.state.push(stub.nid);
                 }
                 Some(_) => {}
-                None => self.deferred.push((pdu, is_state)),
+                None => {
+                    self.deferred_bytes += pdu.json.len();
+                    self.deferred.push((pdu, is_state));
+                }
             }
+        }
+        if self.deferred_bytes > MAX_DEFERRED {
+            return Err(nonsense("too much of it rests on what was not sent"));
         }
         Ok(())
     }
@@ -180,7 +190,11 @@ impl Answer {
     async fn state(self, app: &App) -> Result<HashMap<KeyNid, EventNid>> {
         let mut state = HashMap::with_capacity(self.state.len());
         for part in self.state.chunks(AT_ONCE) {
-            state.extend(storage::events::keys(&app.db, part).await?);
+            for (key, event) in storage::events::keys(&app.db, part).await? {
+                if state.insert(key, event).is_some_and(|other| other != event) {
+                    return Err(nonsense("a state with two events for one key"));
+                }
+            }
         }
         Ok(state)
     }
@@ -194,7 +208,12 @@ async fn countersigned(
     text: Box<RawValue>,
 ) -> Result<Arc<Pdu>> {
     match verify(app, room.rules, vec![text]).await?.pop() {
-        Some(Ok(theirs)) if theirs.event_id == ours.event_id => Ok(theirs),
+        // An event whose hash is wrong comes out of the check redacted, with the same id.
+        Some(Ok(theirs))
+            if theirs.event_id == ours.event_id && theirs.content.get() == ours.content.get() =>
+        {
+            Ok(theirs)
+        }
         Some(Ok(_)) => Err(nonsense("it is another event than was sent")),
         Some(Err(error)) => Err(nonsense(&error.to_string())),
         None => Ok(Arc::clone(ours)),

@@ -48,7 +48,7 @@ async fn through(
     let prepared = app.federation.send(server, request).await;
     let prepared = prepared.map_err(|error| failure(&error))?;
     let rules = rules(Some(&prepared.room_version))?;
-    let template = Template::read(&prepared.event, id, user, "knock")?;
+    let template = Template::read(&prepared.event, server, id, user, "knock")?;
     let pdu = template.sign(app, rules, id, user, content)?;
     let request =
         create_knock_event::v1::Request::new(id.to_owned(), pdu.event_id.clone(), as_raw(&pdu)?);

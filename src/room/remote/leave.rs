@@ -62,7 +62,7 @@ async fn through(
     let prepared = prepared.map_err(|error| failure(&error))?;
     let version = prepared.room_version.as_ref().unwrap_or(&room.version);
     let rules = rules(Some(version))?;
-    let template = Template::read(&prepared.event, &room.id, user, "leave")?;
+    let template = Template::read(&prepared.event, server, &room.id, user, "leave")?;
     let pdu = template.sign(app, rules, &room.id, user, content)?;
     let request =
         create_leave_event::v2::Request::new(room.id.clone(), pdu.event_id.clone(), as_raw(&pdu)?);

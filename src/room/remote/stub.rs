@@ -31,7 +31,7 @@ pub(super) async fn room(
         if room.version == *version {
             return Ok(room);
         }
-        return Err(Error::refused("the room is known to have another version"));
+        return of_another_version(app, room, version).await;
     }
     let nid = app.log.new_id()?;
     let head = HeadRow {
@@ -64,6 +64,47 @@ pub(super) async fn room(
             room.ok_or_else(|| Error::internal("a room is known and is not"))
         }
         Err(error) => Err(error.into()),
+    }
+}
+
+/// The room as one of another version, if this server was never in it: then its version is only what some server has said
+/// about a room that it need not be in itself, and nobody may keep others out of a room by saying so. What was kept of the
+/// room was judged by the wrong rules, so it goes, but for the events that say what users here are to the room.
+async fn of_another_version(
+    app: &App,
+    known: Arc<Room>,
+    version: &RoomVersionId,
+) -> Result<Arc<Room>> {
+    let busy = || Error::refused("the room is known to have another version");
+    let _nobody_joins = known.joining.try_lock().map_err(|_| busy())?;
+    if known.is_here() || known.seen().max_depth > 0 {
+        return Err(busy());
+    }
+    expect_known(app, &known).await?;
+    let row = storage::rooms::by_id(&app.db, known.id.as_str()).await?;
+    let mut row = row.ok_or_else(busy)?;
+    row.room_version = version.to_string();
+    let new = Rooms::create(&row, app.head())?;
+    let mut change = Change::new();
+    change.position();
+    for write in storage::rooms::set_version(known.nid, version.as_str()) {
+        change.write(write);
+    }
+    change.effect(Effect::Room(Arc::clone(&new)));
+    app.log.append(change).await?;
+    Ok(new)
+}
+
+/// Checks that a room is still the one that is known by its id.
+///
+/// # Errors
+/// 400 `M_UNKNOWN` if it has another version by now.
+pub(super) async fn expect_known(app: &App, room: &Arc<Room>) -> Result<()> {
+    let known = app.rooms.by_id(&app.db, || app.head(), &room.id).await?;
+    if known.is_some_and(|known| Arc::ptr_eq(&known, room)) {
+        Ok(())
+    } else {
+        Err(Error::refused("the room has another version by now"))
     }
 }
 

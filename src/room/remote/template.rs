@@ -1,9 +1,9 @@
 //! Member events that are made with the help of another server.
 
-use homing_federation::{Draft, Pdu};
+use homing_federation::{Draft, Pdu, Unverified};
 use ruma::{
     CanonicalJsonObject, CanonicalJsonValue, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId,
-    RoomVersionId, UserId, room_version_rules::RoomVersionRules,
+    RoomVersionId, ServerName, UserId, room_version_rules::RoomVersionRules,
 };
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -48,9 +48,11 @@ struct Content {
 }
 
 impl Template {
-    /// Reads a template, which must be for what was asked.
+    /// Reads a template of a server, which must be for what was asked. Only a user of that server may let another in: this
+    /// server would sign for one of its own, and only the server of a third one could.
     pub(super) fn read(
         text: &RawValue,
+        server: &ServerName,
         room: &RoomId,
         user: &UserId,
         membership: &str,
@@ -65,12 +67,24 @@ impl Template {
         if !is_right {
             return Err(nonsense("a template for something else"));
         }
+        let authoriser = fields.content.authoriser.filter(|_| membership == "join");
+        if authoriser
+            .as_ref()
+            .is_some_and(|authoriser| authoriser.server_name() != server)
+        {
+            return Err(nonsense("somebody of another server is to let the user in"));
+        }
         Ok(Self {
             prev_events: fields.prev_events,
             auth_events: fields.auth_events,
             depth: fields.depth,
-            authoriser: fields.content.authoriser,
+            authoriser,
         })
+    }
+
+    /// Whether it names who lets the user into a restricted room.
+    pub(super) fn is_authorised(&self) -> bool {
+        self.authoriser.is_some()
     }
 
     /// Makes the event.
@@ -100,9 +114,14 @@ impl Template {
             auth_events: self.auth_events,
             depth: self.depth,
         };
-        match draft.sign(rules, app.name(), &app.signing_key) {
-            Err(homing_federation::Error::BadEvent(reason)) => Err(nonsense(&reason)),
-            result => Ok(result?),
+        // What is wrong with it now was wrong with the template, and other servers would not take it.
+        let bad = |error: homing_federation::Error| nonsense(&error.to_string());
+        let pdu = draft.sign(rules, app.name(), &app.signing_key);
+        let pdu = pdu.map_err(bad)?;
+        match Unverified::parse(&pdu.json, rules) {
+            // Who lets the user in has not signed it yet.
+            Ok(_) | Err(homing_federation::Error::BadSignature { .. }) => Ok(pdu),
+            Err(error) => Err(bad(error)),
         }
     }
 }

@@ -1,0 +1,255 @@
+//! Servers that send events and do not tell what these rest on, or tell nonsense.
+
+use std::time::Duration;
+
+use axum::{Json, response::IntoResponse as _};
+use homing::{args, log::Change, sql, storage::Write};
+use homing_federation::{Draft, Pdu};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::{
+    fake_room::{FakeRoom, outcome, transaction, value},
+    fake_server::{FakeServer, endless},
+    hostile_transactions::{seen, shared},
+    server::{TestServer, User},
+    shared_rooms::sees,
+};
+
+const V1: &str = "/_matrix/federation/v1";
+
+/// How many events wait.
+async fn waiting(server: &TestServer) -> i64 {
+    let query = sql!("SELECT count(*) FROM inbound_pdu");
+    let row = server.app.db.one(query, args![]).await.unwrap();
+    row.get(0).unwrap()
+}
+
+/// An event that follows one which is not sent.
+fn after_a_gap(room: &FakeRoom, fake: &FakeServer, text: &str) -> (Pdu, Pdu) {
+    let mut room = room.clone();
+    let before = room.say(fake, &format!("before {text}"));
+    (before, room.say(fake, text))
+}
+
+/// Tells which events are missing.
+fn tells_missing(fake: &FakeServer, events: &[&Pdu]) {
+    let events: Vec<Value> = events.iter().map(|pdu| value(pdu)).collect();
+    let path = format!("{V1}/get_missing_events/");
+    fake.answers(Method::POST, &path, json!({ "events": events }));
+}
+
+#[tokio::test]
+async fn who_does_not_answer_holds_up_nobody_else() {
+    let (server, fake) = (TestServer::federated().await, FakeServer::start().await);
+    let (honest, alice) = (FakeServer::start().await, server.register("alice").await);
+    let room = shared(&alice, &fake, "12").await;
+    let other = shared(&alice, &fake, "12").await;
+    let never = |_: &_| endless(b"", Duration::from_hours(1));
+    fake.on(Method::POST, V1, never);
+    fake.on(Method::GET, V1, never);
+    for room in [&room, &other] {
+        for number in 0..3 {
+            let (_, late) = after_a_gap(room, &fake, &number.to_string());
+            let answer = room.send(&fake, &server, &[&late]).await.ok();
+            assert_eq!(outcome(&answer, late.event_id.as_str()), Some(false));
+        }
+    }
+    let asked = |it: &crate::fake_server::Recorded| it.path.contains("/get_missing_events/");
+    fake.wait_for(asked).await;
+    for room in [&room, &other] {
+        let theirs = FakeRoom::join(&honest, &server, room.id.as_str()).await;
+        let (before, after) = after_a_gap(&theirs, &honest, "honest");
+        tells_missing(&honest, &[&before]);
+        theirs.send(&honest, &server, &[&after]).await.ok();
+        sees(&alice, room.id.as_str(), after.event_id.as_str()).await;
+        assert!(seen(&alice, room, before.event_id.as_str()).await.is_some());
+        // What needs nothing else is not held up either.
+        let said = alice.say(room.id.as_str(), "still here").await;
+        sees(&alice, room.id.as_str(), &said).await;
+    }
+    assert_eq!(waiting(&server).await, 6);
+}
+
+#[tokio::test]
+async fn an_event_is_not_lost_by_who_sent_it_first() {
+    let (server, fake) = (TestServer::federated().await, FakeServer::start().await);
+    let (honest, alice) = (FakeServer::start().await, server.register("alice").await);
+    let room = shared(&alice, &fake, "12").await;
+    fake.on(Method::POST, V1, |_: &_| {
+        endless(b"", Duration::from_hours(1))
+    });
+    let theirs = FakeRoom::join(&honest, &server, room.id.as_str()).await;
+    let (before, after) = after_a_gap(&theirs, &honest, "honest");
+    room.send(&fake, &server, &[&after]).await.ok();
+    let asked = |it: &crate::fake_server::Recorded| it.path.contains("/get_missing_events/");
+    fake.wait_for(asked).await;
+    tells_missing(&honest, &[&before]);
+    theirs.send(&honest, &server, &[&after]).await.ok();
+    sees(&alice, room.id.as_str(), after.event_id.as_str()).await;
+}
+
+#[tokio::test]
+async fn only_so_many_events_of_a_server_wait() {
+    let (server, fake) = (TestServer::federated().await, FakeServer::start().await);
+    let (honest, alice) = (FakeServer::start().await, server.register("alice").await);
+    let room = shared(&alice, &fake, "12").await;
+    fake.on(Method::POST, V1, |_: &_| {
+        endless(b"", Duration::from_hours(1))
+    });
+    let late: Vec<Pdu> = (0..250)
+        .map(|number| after_a_gap(&room, &fake, &number.to_string()).1)
+        .collect();
+    let mut refused = 0;
+    for some in late.chunks(50) {
+        let some: Vec<&Pdu> = some.iter().collect();
+        let answer = room.send(&fake, &server, &some).await.ok();
+        let is_refused = |pdu: &&&Pdu| outcome(&answer, pdu.event_id.as_str()) == Some(true);
+        refused += some.iter().filter(is_refused).count();
+    }
+    assert_eq!((refused, waiting(&server).await), (50, 200));
+    let theirs = FakeRoom::join(&honest, &server, room.id.as_str()).await;
+    let (before, after) = after_a_gap(&theirs, &honest, "honest");
+    tells_missing(&honest, &[&before]);
+    theirs.send(&honest, &server, &[&after]).await.ok();
+    sees(&alice, room.id.as_str(), after.event_id.as_str()).await;
+}
+
+#[tokio::test]
+async fn nonsense_about_what_is_missing_is_no_way_in() {
+    let (server, fake) = (TestServer::federated().await, FakeServer::start().await);
+    let alice = server.register("alice").await;
+    let room = shared(&alice, &fake, "12").await;
+    let other = shared(&alice, &fake, "12").await;
+    let (before, late) = after_a_gap(&room, &fake, "late");
+    let elsewhere = other.sign(&fake, other.message("elsewhere"));
+    // Circles, events of other rooms, and what is none.
+    let (id, texts) = (
+        late.event_id.clone(),
+        json!([value(&late), value(&elsewhere), 5, null, value(&late)]),
+    );
+    let ids = json!([id, before.event_id, elsewhere.event_id, id]);
+    fake.answers(
+        Method::POST,
+        &format!("{V1}/get_missing_events/"),
+        json!({ "events": texts }),
+    );
+    let state = json!({ "pdu_ids": ids, "auth_chain_ids": ids });
+    fake.answers(Method::GET, &format!("{V1}/state_ids/"), state);
+    let state = json!({ "pdus": texts, "auth_chain": texts });
+    fake.answers(Method::GET, &format!("{V1}/state/"), state);
+    fake.answers(
+        Method::GET,
+        &format!("{V1}/event_auth/"),
+        json!({ "auth_chain": texts }),
+    );
+    let event = json!({ "origin": fake.name, "origin_server_ts": 1, "pdus": [value(&late)] });
+    fake.answers(Method::GET, &format!("{V1}/event/"), event);
+    room.send(&fake, &server, &[&late]).await.ok();
+    // Each time it is tried again; at last it is judged by a state in which its sender is nobody.
+    while waiting(&server).await > 0 {
+        server.app.clock.advance(Duration::from_hours(1));
+        room.send(&fake, &server, &[&late]).await.ok();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(fake.count(&Method::GET, &format!("{V1}/state_ids/")) > 0);
+    assert_eq!(seen(&alice, &room, late.event_id.as_str()).await, None);
+    let members = alice
+        .get(&format!("/rooms/{}/joined_members", room.id))
+        .await
+        .ok();
+    assert_eq!(members["joined"].as_object().unwrap().len(), 2);
+    let good = room.sign(&fake, room.message("good"));
+    room.send(&fake, &server, &[&good]).await.ok();
+    sees(&alice, room.id.as_str(), good.event_id.as_str()).await;
+    alice.say(room.id.as_str(), "and on").await;
+}
+
+#[tokio::test]
+async fn trouble_with_one_room_is_none_for_the_others() {
+    let (server, fake) = (TestServer::federated().await, FakeServer::start().await);
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let broken = shared(&alice, &fake, "12").await;
+    let whole = shared(&bob, &fake, "12").await;
+    let levels = &broken.state[&("m.room.power_levels".to_owned(), String::new())];
+    let mut change = Change::new();
+    let update = sql!(
+        "UPDATE event_json SET json = $2 WHERE nid = (SELECT nid FROM event WHERE event_id = $1)"
+    );
+    change.write(Write::Run(
+        update,
+        args![levels.event_id.as_str(), "nonsense"],
+    ));
+    server.app.log.append(change).await.unwrap();
+    let [alice, bob] = [alice, bob].map(|user| (user.id, user.token));
+    let server = server.restart().await;
+    let [alice, bob] = [alice, bob].map(|(id, token)| User {
+        server: &server,
+        id,
+        token,
+        device_id: String::new(),
+    });
+    let first = broken.sign(&fake, broken.message("first"));
+    let second = whole.sign(&fake, whole.message("second"));
+    let both = [value(&first), value(&second)];
+    let answer = transaction(&fake, &server, &both, &[]).await.ok();
+    for pdu in [&first, &second] {
+        assert_eq!(
+            outcome(&answer, pdu.event_id.as_str()),
+            Some(false),
+            "{answer}"
+        );
+    }
+    sees(&bob, whole.id.as_str(), second.event_id.as_str()).await;
+    // It is kept until the trouble is over.
+    assert_eq!(waiting(&server).await, 1);
+    let mut change = Change::new();
+    change.write(Write::Run(
+        update,
+        args![levels.event_id.as_str(), &*levels.json],
+    ));
+    server.app.log.append(change).await.unwrap();
+    server.app.clock.advance(Duration::from_mins(10));
+    let (_, late) = after_a_gap(&broken, &fake, "late");
+    broken.send(&fake, &server, &[&late]).await.ok();
+    sees(&alice, broken.id.as_str(), first.event_id.as_str()).await;
+}
+
+#[tokio::test]
+async fn a_long_auth_chain_keeps_nobody_waiting() {
+    const LENGTH: usize = 10_000;
+    let (server, fake) = (TestServer::federated().await, FakeServer::start().await);
+    let alice = server.register("alice").await;
+    let room = shared(&alice, &fake, "12").await;
+    let mut far = room.clone();
+    let mut chain = Vec::with_capacity(LENGTH);
+    let user = room.user.to_string();
+    for number in 0..LENGTH {
+        let member = json!({ "membership": "join", "displayname": number.to_string() });
+        chain.push(value(&far.set(&fake, "m.room.member", &user, member)));
+    }
+    let late = far.sign(
+        &fake,
+        Draft {
+            prev_events: room.latest.clone(),
+            ..far.message("late")
+        },
+    );
+    let answer = json!({ "auth_chain": chain });
+    let path = format!("{V1}/event_auth/");
+    fake.on(Method::GET, &path, move |_| {
+        Json(answer.clone()).into_response()
+    });
+    room.send(&fake, &server, &[&late]).await.ok();
+    fake.wait_for(|it| it.path.contains("/event_auth/")).await;
+    let other = shared(&alice, &fake, "12").await;
+    let started = std::time::Instant::now();
+    while seen(&alice, &room, late.event_id.as_str()).await.is_none() {
+        let good = other.sign(&fake, other.message("meanwhile"));
+        let asked = std::time::Instant::now();
+        other.send(&fake, &server, &[&good]).await.ok();
+        sees(&alice, other.id.as_str(), good.event_id.as_str()).await;
+        assert!(asked.elapsed() < Duration::from_secs(10));
+        assert!(started.elapsed() < Duration::from_mins(2));
+    }
+}
