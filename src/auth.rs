@@ -205,7 +205,7 @@ pub trait Authenticate: AuthScheme {
     }
 
     /// Checks what cannot be known without the body, which is one JSON object or nothing. Answers the place that the
-    /// request takes among those of its origin, until it is answered.
+    /// request takes among those of its origin, until its answer is sent.
     ///
     /// # Errors
     /// If the request does not come from who it seemed.

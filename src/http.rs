@@ -3,6 +3,7 @@
 mod answers;
 mod bodies;
 mod changed;
+mod held;
 mod leftover;
 
 use std::{any::Any, future::Future, sync::Arc};
@@ -367,7 +368,7 @@ where
         method_filter(&R::METHOD),
         move |State(app): State<Arc<App>>, params: RawPathParams, request: Request| {
             let handler = handler.clone();
-            async move { respond(answer(app, params, request, limit, handler).await?) }
+            async move { answer(app, params, request, limit, handler, respond).await }
         },
     )
 }
@@ -382,7 +383,8 @@ async fn answer<R, F, A, O>(
     request: Request,
     limit: usize,
     handler: F,
-) -> Result<O>
+    respond: fn(O) -> Result<Response>,
+) -> Result<Response>
 where
     R: IncomingRequest<Authentication: Authenticate>,
     F: Fn(Arc<App>, Call<R>) -> A,
@@ -397,7 +399,7 @@ where
     };
     let bodies = R::Authentication::bodies(&app);
     let (raw, _share) = bodies.read(body, limit).await?;
-    let _place = R::Authentication::confirm(&app, &requester, &parts, &raw)?;
+    let place = R::Authentication::confirm(&app, &requester, &parts, &raw)?;
     let body = parse::<R>(&parts, &params, &raw)?;
     let call = Call {
         body,
@@ -405,7 +407,12 @@ where
         parts,
         raw,
     };
-    handler(app, call).await
+    let answer = respond(handler(app, call).await?)?;
+    // An answer that is made while it is sent takes up its place until then.
+    Ok(match place {
+        Some(place) => held::hold(answer, place),
+        None => answer,
+    })
 }
 
 /// Checks that a body is one JSON object and nothing else. Ruma's types alone would read a list as their fields one

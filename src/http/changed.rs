@@ -36,8 +36,7 @@ where
                 let raw = change(&app, parts.uri.path(), raw);
                 let request = Request::from_parts(parts, Body::from(raw));
                 // What was added may come on top of what was sent.
-                let response = answer(app, params, request, BODY_LIMIT, handler).await?;
-                respond(response)
+                answer(app, params, request, BODY_LIMIT, handler, respond).await
             }
         },
     )
