@@ -15,6 +15,7 @@ use crate::{
     app::App,
     error::{Error, Result},
     http::{Call, Routes},
+    rate_limit::{self, Class},
     room::{
         resident,
         third_party_invite::{self, Bound, Proof},
@@ -118,7 +119,7 @@ async fn bind_callback(
     Ok(bind_callback::v1::Response::new())
 }
 
-/// Somebody with an account here.
+/// Somebody with an account here who was not invited too often.
 async fn local_user(app: &App, user: OwnedUserId) -> Result<OwnedUserId> {
     let unknown = |user: &UserId| Error::not_found(format!("{user} has no account here"));
     if !app.is_local(&user) {
@@ -126,9 +127,9 @@ async fn local_user(app: &App, user: OwnedUserId) -> Result<OwnedUserId> {
     }
     let nid = app.names.find_user(&app.db, &user).await?;
     let nid = nid.ok_or_else(|| unknown(&user))?;
-    if storage::accounts::is_active(&app.db, nid).await? {
-        Ok(user)
-    } else {
-        Err(unknown(&user))
+    if !storage::accounts::is_active(&app.db, nid).await? {
+        return Err(unknown(&user));
     }
+    rate_limit::check(app, Class::InvitesFromElsewhere, nid)?;
+    Ok(user)
 }

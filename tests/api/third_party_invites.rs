@@ -439,3 +439,21 @@ async fn a_server_in_the_room_makes_the_invite_itself() {
         .await;
     assert!(told.body.to_string().contains(&carol.id));
 }
+
+#[tokio::test]
+async fn nobody_is_bound_without_end() {
+    let server = TestServer::federated_with(|config| config.rate_limits.enabled = true).await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let mut taken = 0;
+    let refused = loop {
+        let answer = bound(&server, &alice.id, json!([])).await;
+        if !answer.status.is_success() {
+            break answer;
+        }
+        taken += 1;
+        assert!(taken < 1000);
+    };
+    refused.fails(429, "M_LIMIT_EXCEEDED");
+    assert!(taken > 0);
+    bound(&server, &bob.id, json!([])).await.ok();
+}
