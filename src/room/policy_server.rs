@@ -39,7 +39,7 @@ const LIMITS: Limits = Limits {
     bytes: 64 << 10,
 };
 /// How long a policy server that does not answer is not asked again. Nobody waits in vain for each event of a room.
-const SILENCE: Duration = Duration::from_secs(5);
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// The policy server of a room.
 #[derive(Clone, Debug)]

@@ -325,8 +325,8 @@ async fn the_room_goes_on_while_the_policy_server_thinks() {
             });
             Response::new(Body::from_stream(body))
         });
-    let before = guarded.asked();
     for round in ["message", "state"] {
+        let before = guarded.asked();
         let meanwhile = async {
             guarded.policy.wait_for(|_| guarded.asked() > before).await;
             let said = room.sign(&other, room.message(round));
@@ -351,11 +351,15 @@ async fn the_room_goes_on_while_the_policy_server_thinks() {
         }
     }
     assert_eq!(guarded.texts().await.len(), 3);
-    // The next event joins the branches.
     guarded.signs(|_| true);
+    // The next event joins the branches.
     let last = guarded.try_say("last").await.ok();
     let last = guarded.event(last["event_id"].as_str().unwrap()).await;
     assert_eq!(last["prev_events"].as_array().unwrap().len(), 2, "{last}");
+    // Several at once, each made where the room stood when it was shown.
+    let (one, two) = tokio::join!(guarded.try_say("one"), guarded.try_say("two"));
+    assert_ne!(one.ok()["event_id"], two.ok()["event_id"]);
+    assert_eq!(guarded.texts().await.len(), 6);
 }
 
 #[tokio::test]
