@@ -368,8 +368,11 @@ fn answer(batch: &mut Vec<Entry>, refused: Vec<(usize, AppendError)>) {
     let mut kept = Vec::with_capacity(batch.len());
     for (index, entry) in std::mem::take(batch).into_iter().enumerate() {
         match refused.remove(&index) {
-            // The caller may have gone, then nobody needs to know.
-            Some(error) => drop(entry.answer.send(Err(error))),
+            Some(error) => {
+                debug!(%error, "a change is refused");
+                // The caller may have gone, then nobody needs to know.
+                drop(entry.answer.send(Err(error)));
+            }
             None => kept.push(entry),
         }
     }

@@ -105,6 +105,11 @@ pub async fn run(app: Arc<App>) {
         let mut taken = Vec::with_capacity(NEWS);
         loop {
             sender.look_at_touched();
+            if sender.sleep().is_zero() {
+                // A stream of news that does not end must not keep what is due waiting.
+                sender.tick().await;
+                sender.look_at_touched();
+            }
             let sleep = tokio::time::sleep(sender.sleep());
             tokio::select! {
                 () = app.shutdown.cancelled() => break,

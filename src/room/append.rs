@@ -221,7 +221,7 @@ pub async fn append_with(
         for event in &events {
             step.add(sender, event.clone()).await?;
         }
-        let finished = step.finish();
+        let finished = step.finish()?;
         let pending = place.append(finished.change);
         drop(slot);
         match pending.committed().await {

@@ -61,12 +61,13 @@ pub async fn load(app: &App, room: &Room) -> Result<Head> {
         .extremities
         .iter()
         .map(|nid| {
-            let lost = || Error::internal(format!("{} has lost an event", room.id));
-            let id = ids.get(nid).ok_or_else(lost)?;
+            let lost = |what| Error::internal(format!("{} has lost {what} {}", room.id, nid.0));
+            let id = ids.get(nid).ok_or_else(|| lost("event"))?;
+            let after = after.get(nid).ok_or_else(|| lost("the state after"))?;
             Ok(Extremity {
                 nid: *nid,
                 id: OwnedEventId::try_from(id.as_str()).map_err(Error::internal)?,
-                after: *after.get(nid).ok_or_else(lost)?,
+                after: *after,
             })
         })
         .collect::<Result<_>>()?;

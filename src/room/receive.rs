@@ -220,11 +220,15 @@ async fn take_some(
         };
         match fork::take(&mut step, known, item).await {
             Ok(fate) => fates.push(fate),
-            Err(Error::Matrix { message, .. }) => {
-                // What it would do to the room cannot be found out within limits.
+            Err(error) => {
+                // The head may rest on what is not written now.
                 drop(step);
                 *slot = None;
                 drop(slot);
+                let Error::Matrix { message, .. } = error else {
+                    return Err(error);
+                };
+                // What it would do to the room cannot be found out within limits.
                 let mut change = Change::new();
                 item.writes.iter().for_each(|write| {
                     change.write(write.clone());
@@ -232,10 +236,9 @@ async fn take_some(
                 place.append(change).committed().await?;
                 return Ok(vec![Fate::Rejected(message)]);
             }
-            Err(error) => return Err(error),
         }
     }
-    let finished = step.finish();
+    let finished = step.finish()?;
     let pending = place.append(finished.change);
     drop(slot);
     if let Err(error) = pending.committed().await {

@@ -78,6 +78,17 @@ pub async fn test_config(directory: &TempDir) -> Config {
     config
 }
 
+/// Shows the servers' log if `TEST_LOG` says what of it, as in `TEST_LOG=homing=debug`.
+fn show_log() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        if let Ok(filter) = std::env::var("TEST_LOG") {
+            let log = tracing_subscriber::fmt().with_env_filter(filter);
+            log.with_test_writer().init();
+        }
+    });
+}
+
 /// Makes an empty database on a PostgreSQL server; answers its URL.
 pub async fn new_database(url: &str) -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
@@ -142,6 +153,7 @@ impl TestServer {
 
     /// Runs a server on the data of one that has ended.
     pub async fn run(config: Config, directory: Arc<TempDir>) -> Self {
+        show_log();
         let server = Server::start(config).await.expect("the server starts");
         let app = Arc::clone(&server.app);
         let address = server.listeners[0].address();

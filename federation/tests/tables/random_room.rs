@@ -17,37 +17,28 @@ use homing_federation::{Draft, Pdu, SigningKey, authorize, room_version};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 use ruma::{
     CanonicalJsonObject, EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId,
-    OwnedServerName, OwnedUserId, RoomVersionId, ServerName, UInt, UserId,
+    OwnedServerName, OwnedUserId, RoomVersionId, UInt, UserId,
     events::StateEventType,
     room_version_rules::RoomVersionRules,
     state_res::{self, StateMap, utils::event_id_set::EventIdSet},
 };
 use serde_json::{Value, json};
 
-/// Who is in the room or may come; the first one made it.
-const USERS: [&str; 7] = [
-    "@a:one.test",
-    "@b:one.test",
-    "@c:two.test",
-    "@d:two.test",
-    "@e:three.test",
-    "@f:three.test",
-    "@g:three.test",
+/// Who is in the room or may come, and on which of the servers; the first one made it.
+const USERS: [(&str, usize); 7] = [
+    ("a", 0),
+    ("b", 0),
+    ("c", 1),
+    ("d", 1),
+    ("e", 2),
+    ("f", 2),
+    ("g", 2),
 ];
 const BRANCHES: usize = 3;
 /// How many ideas a branch has for one event.
 const TRIES: usize = 60;
 
 pub type State = StateMap<OwnedEventId>;
-
-/// The key of one of the servers, which is always the same.
-pub fn server_key(server: &ServerName) -> SigningKey {
-    let mut seed = [0; 32];
-    for (index, byte) in server.as_str().bytes().enumerate() {
-        seed[index % 32] ^= byte;
-    }
-    SigningKey::generate(&mut StdRng::from_seed(seed))
-}
 
 pub struct RandomRoom {
     pub version: RoomVersionId,
@@ -62,31 +53,31 @@ pub struct RandomRoom {
     /// The latest events of each branch.
     pub heads: [Vec<OwnedEventId>; BRANCHES],
     random: StdRng,
-    keys: BTreeMap<OwnedServerName, SigningKey>,
+    users: [String; 7],
+    keys: BTreeMap<OwnedServerName, Arc<SigningKey>>,
     clock: u32,
 }
 
 impl RandomRoom {
-    /// A room with its first events, the same for the same seed.
-    pub fn new(version: &RoomVersionId, seed: u64) -> Self {
-        let rules = room_version::rules(version).unwrap();
-        let servers: HashSet<_> = USERS.map(|user| user.split_once(':').unwrap().1).into();
-        let keys = servers.into_iter().map(|server| {
-            let server = OwnedServerName::try_from(server).unwrap();
-            let key = server_key(&server);
-            (server, key)
-        });
+    /// A room with its first events on three servers, the same for the same seed and keys.
+    pub fn new(
+        servers: &[(OwnedServerName, Arc<SigningKey>); 3],
+        version: &RoomVersionId,
+        seed: u64,
+    ) -> Self {
+        let room_id = format!("!random{seed}:{}", servers[0].0);
         let mut room = Self {
             version: version.clone(),
-            rules,
-            room_id: "!random:one.test".try_into().unwrap(),
+            rules: room_version::rules(version).unwrap(),
+            room_id: room_id.try_into().unwrap(),
             events: Vec::new(),
             by_id: HashMap::new(),
             before: HashMap::new(),
             after: HashMap::new(),
             heads: Default::default(),
             random: StdRng::seed_from_u64(seed),
-            keys: keys.collect(),
+            users: USERS.map(|(name, server)| format!("@{name}:{}", servers[server].0)),
+            keys: servers.iter().cloned().collect(),
             clock: 1_000,
         };
         room.begin();
@@ -94,12 +85,14 @@ impl RandomRoom {
     }
 
     fn begin(&mut self) {
-        let creator = USERS[0];
+        let all = self.users.clone();
+        let all = all.each_ref().map(String::as_str);
+        let creator = all[0];
         let mut create = json!({"room_version": self.version.as_str()});
         if !self.rules.authorization.use_room_create_sender {
             create["creator"] = json!(creator);
         }
-        let mut users = json!({USERS[1]: 100, USERS[2]: 50, USERS[4]: 50});
+        let mut users = json!({ all[1]: 100, all[2]: 50, all[4]: 50 });
         if !self.rules.authorization.explicitly_privilege_room_creators {
             users[creator] = json!(100);
         }
@@ -115,7 +108,7 @@ impl RandomRoom {
                 json!({"join_rule": "public"}),
             ),
         ];
-        for user in &USERS[1..6] {
+        for user in &all[1..6] {
             first.push(("m.room.member", user, user, join.clone()));
         }
         for (event_type, sender, state_key, content) in first {
@@ -184,8 +177,9 @@ impl RandomRoom {
 
     /// Something that somebody may want to do. It need not be allowed.
     fn idea(&mut self, state: &State) -> (&'static str, String, Option<String>, Value) {
-        let sender = *USERS.choose(&mut self.random).unwrap();
-        let target = *USERS.choose(&mut self.random).unwrap();
+        let sender = self.users.choose(&mut self.random).unwrap().clone();
+        let target = self.users.choose(&mut self.random).unwrap().clone();
+        let (sender, target) = (sender.as_str(), target.as_str());
         let number = self.random.random_range(0..1000);
         let member = |of: &str, membership: &str| {
             let content = json!({"membership": membership, "n": number});
@@ -271,9 +265,7 @@ impl RandomRoom {
             auth_events: Vec::new(),
             depth: depth.unwrap_or_default() + 1,
         };
-        let keys = draft.auth_types(self.rules).unwrap();
-        let auth_events = keys.iter().filter_map(|key| before.get(key).cloned());
-        draft.auth_events = auth_events.collect();
+        draft.auth_events = self.auth_events(&draft, before);
         let server: &UserId = &sender;
         let server = server.server_name();
         let pdu = draft.sign(self.rules, server, &self.keys[server]).unwrap();
@@ -284,19 +276,33 @@ impl RandomRoom {
         if authorize(self.rules, &pdu, fetch).is_err() || self.by_id.contains_key(&pdu.event_id) {
             return false;
         }
+        self.keep(Arc::new(pdu), before);
+        true
+    }
+
+    /// What allows an event, where the state is this one.
+    pub fn auth_events(&self, draft: &Draft, state: &State) -> Vec<OwnedEventId> {
+        let keys = draft.auth_types(self.rules).unwrap();
+        let auth_events = keys.iter().filter_map(|key| state.get(key).cloned());
+        auth_events.collect()
+    }
+
+    /// Gives an event its place behind those that it follows; the state there is `before`.
+    pub fn keep(&mut self, pdu: Arc<Pdu>, before: &State) {
         let mut after = before.clone();
-        if let Some(state_key) = state_key {
-            let key = (StateEventType::from(event_type), state_key.to_owned());
+        if let Some(state_key) = &pdu.state_key {
+            let key = (
+                StateEventType::from(&*pdu.event_type),
+                state_key.to_string(),
+            );
             after.insert(key, pdu.event_id.clone());
         }
-        let pdu = Arc::new(pdu);
         self.room_id.clone_from(&pdu.room_id);
         self.before
             .insert(pdu.event_id.clone(), Arc::new(before.clone()));
         self.after.insert(pdu.event_id.clone(), Arc::new(after));
         self.by_id.insert(pdu.event_id.clone(), Arc::clone(&pdu));
         self.events.push(pdu);
-        true
     }
 
     /// The state behind some events.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use homing_federation::{
-    Error, Pdu,
+    Error, Pdu, SigningKey,
     auth_graph::{AuthGraph, MAX_SETS, Step, Walk},
     state_res::{ResolveError, StateMap, keys_needed, resolve, split},
 };
@@ -14,6 +14,17 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _}
 use ruma::{EventId, OwnedEventId, RoomVersionId, events::StateEventType};
 
 use crate::random_room::{RandomRoom, State};
+
+/// A room on servers whose keys are always the same.
+fn random_room(version: &RoomVersionId, seed: u64) -> RandomRoom {
+    let servers = ["one.test", "two.test", "three.test"];
+    let mut random = StdRng::from_seed([7; 32]);
+    let servers = servers.map(|name| {
+        let key = SigningKey::generate(&mut random);
+        (name.try_into().unwrap(), Arc::new(key))
+    });
+    RandomRoom::new(&servers, version, seed)
+}
 
 /// What the resolutions of a test came across, to know that it tested something.
 #[derive(Default)]
@@ -162,7 +173,7 @@ fn rooms(version: &RoomVersionId) -> Seen {
     let mut seen = Seen::default();
     let first = 100 * version.as_str().parse::<u64>().unwrap();
     for seed in first..first + 10 {
-        let mut room = RandomRoom::new(version, seed);
+        let mut room = random_room(version, seed);
         let mut random = StdRng::seed_from_u64(seed);
         // The server keeps what it knows of the auth events between conflicts.
         let mut graph = AuthGraph::new();
@@ -385,7 +396,7 @@ fn nothing_is_in_conflict_with_itself() {
 
 /// Two topics that were set at the same time.
 fn fork(version: &RoomVersionId) -> (RandomRoom, Vec<State>, State) {
-    let mut room = RandomRoom::new(version, 1);
+    let mut room = random_room(version, 1);
     let key = (StateEventType::RoomTopic, String::new());
     loop {
         room.grow();

@@ -97,7 +97,6 @@ impl<'a> Step<'a> {
     ) -> Self {
         let mut row = head.row.clone();
         row.base = row.version;
-        row.version += 1;
         row.is_local = false;
         row.is_news = false;
         let extremities = head.extremities.clone();
@@ -350,8 +349,12 @@ impl<'a> Step<'a> {
     }
 
     /// The change as the log takes it; the head moves on to where it leads.
-    pub(in crate::room) fn finish(mut self) -> Finished {
-        let version = self.row.version;
+    ///
+    /// No two changes lead to the same version, also if only one of them can be committed: so nothing is taken to follow
+    /// the one that does follow the other.
+    pub(in crate::room) fn finish(mut self) -> Result<Finished> {
+        let version = self.app.log.new_id()?;
+        self.row.version = version;
         self.row.extremities = self.extremities.iter().map(|one| one.nid).collect();
         if let Some(at) = self.last {
             let (room, row) = (Arc::clone(self.room), self.row.clone());
@@ -379,11 +382,11 @@ impl<'a> Step<'a> {
         self.head.markers.extend(self.markers);
         self.head.highlights.extend(self.highlights);
         self.head.servers.extend(self.servers);
-        Finished {
+        Ok(Finished {
             change: self.change,
             appended: self.arrived,
             version,
-        }
+        })
     }
 }
 

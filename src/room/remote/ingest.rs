@@ -348,7 +348,7 @@ async fn found(
             .write(gaps::open(room.nid, id.as_str(), pdu.depth));
     }
     step.add_on_top(pdu, placed, &before).await?;
-    let pending = place.append(step.finish().change);
+    let pending = place.append(step.finish()?.change);
     drop(slot);
     let committed = pending.committed().await;
     if committed.is_err() {
