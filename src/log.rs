@@ -11,12 +11,12 @@ use std::{
     ops::Range,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicI64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     bus::{Effect, Told},
@@ -126,6 +126,10 @@ struct Shared {
     head: AtomicI64,
     /// Whether the database failed at the newest batch.
     failing: AtomicBool,
+    /// How many changes have been handed over.
+    handed: AtomicU64,
+    /// Of how many of these it is known what became of them, readers included.
+    settled: watch::Sender<u64>,
     /// Reserved ids, used from the front.
     ids: Mutex<VecDeque<Range<i64>>>,
 }
@@ -169,7 +173,10 @@ impl Pending {
 
 /// A place in the log's queue, so that handing over a change need not wait.
 #[derive(Debug)]
-pub struct Place<'a>(mpsc::Permit<'a, Entry>);
+pub struct Place<'a> {
+    permit: mpsc::Permit<'a, Entry>,
+    shared: &'a Shared,
+}
 
 impl Place<'_> {
     /// Hands the change over. Changes are made in the order in which they are handed over.
@@ -180,7 +187,8 @@ impl Place<'_> {
             // The caller holds the other end.
             drop(answer.send(Err(AppendError::NullCharacter)));
         } else {
-            self.0.send(Entry { change, answer });
+            self.shared.handed.fetch_add(1, Ordering::AcqRel);
+            self.permit.send(Entry { change, answer });
         }
         Pending(pending)
     }
@@ -196,6 +204,8 @@ impl Log {
         let shared = Arc::new(Shared {
             head: AtomicI64::new(head),
             failing: AtomicBool::new(false),
+            handed: AtomicU64::new(0),
+            settled: watch::Sender::new(0),
             ids: Mutex::default(),
         });
         let mut writer = LogWriter {
@@ -237,11 +247,25 @@ impl Log {
     /// # Errors
     /// If the server is going down.
     pub async fn place(&self) -> Result<Place<'_>, AppendError> {
-        self.queue
-            .reserve()
-            .await
-            .map(Place)
-            .map_err(|_| AppendError::Closed)
+        let permit = self.queue.reserve().await;
+        Ok(Place {
+            permit: permit.map_err(|_| AppendError::Closed)?,
+            shared: &self.shared,
+        })
+    }
+
+    /// Waits until it is known what became of all changes that were handed over until now, and readers know too. It takes
+    /// no place in the queue, so whoever has one may wait.
+    ///
+    /// # Errors
+    /// If the server is going down.
+    pub async fn settled(&self) -> Result<(), AppendError> {
+        let handed = self.shared.handed.load(Ordering::Acquire);
+        let mut settled = self.shared.settled.subscribe();
+        tokio::select! {
+            _ = settled.wait_for(|settled| *settled >= handed) => Ok(()),
+            () = self.queue.closed() => Err(AppendError::Closed),
+        }
     }
 
     /// Appends a change and waits until it is durable. Answers its first position.

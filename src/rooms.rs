@@ -87,6 +87,9 @@ pub struct Room {
 pub struct Head {
     /// Where it stands after the last change that was handed to the log.
     pub row: HeadRow,
+    /// One for each time that the room is read: changes that were computed from one reading build on each other, and fall
+    /// with the first of them that is refused.
+    pub reading: Arc<()>,
     /// The forward extremities, which are those of `row`.
     pub extremities: Vec<Extremity>,
     /// States that were found where branches meet: what they have in common, by the states that met.
@@ -131,6 +134,7 @@ impl Head {
     pub fn new(row: HeadRow) -> Self {
         Self {
             row,
+            reading: Arc::default(),
             extremities: Vec::new(),
             merges: VecDeque::new(),
             pending: HashMap::new(),

@@ -55,7 +55,9 @@ impl LogWriter {
     pub(super) async fn run(mut self, mut entries: mpsc::Receiver<Entry>) {
         let mut batch = Vec::with_capacity(BATCH_CHANGES);
         while entries.recv_many(&mut batch, BATCH_CHANGES).await > 0 {
+            let count = batch.len() as u64;
             self.commit(std::mem::take(&mut batch)).await;
+            self.shared.settled.send_modify(|settled| *settled += count);
         }
     }
 

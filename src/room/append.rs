@@ -234,13 +234,7 @@ pub async fn append_with(
                 return Ok(appended.collect());
             }
             Err(error) => {
-                let mut slot = room.head.lock().await;
-                if slot
-                    .as_ref()
-                    .is_some_and(|head| head.row.version >= finished.version)
-                {
-                    *slot = None;
-                }
+                head::forget(app, room, &finished.reading).await?;
                 if !matches!(error, AppendError::Conflict) {
                     return Err(error.into());
                 }

@@ -7,7 +7,6 @@ use ruma::{OwnedEventId, events::StateEventType};
 use crate::{
     app::App,
     error::{Error, Result},
-    log::Change,
     names::Key,
     rooms::{Extremity, Head, Room},
     storage::{self, Event, EventNid, branches},
@@ -39,6 +38,23 @@ pub async fn in_slot<'a>(
     Ok(head)
 }
 
+/// Forgets where a room stands, if that is what was computed from this reading, of which a change was refused.
+///
+/// # Errors
+/// If the server is going down.
+pub async fn forget(app: &App, room: &Room, reading: &Arc<()>) -> Result<()> {
+    let mut slot = room.head.lock().await;
+    if slot
+        .as_ref()
+        .is_some_and(|head| Arc::ptr_eq(&head.reading, reading))
+    {
+        *slot = None;
+        // Whatever builds on the refused change is refused before the room is read again.
+        app.log.settled().await?;
+    }
+    Ok(())
+}
+
 /// Reads where a room stands.
 ///
 /// # Errors
@@ -50,7 +66,7 @@ pub async fn load(app: &App, room: &Room) -> Result<Head> {
         .head;
     if room.seen().version < row.version {
         // It was read between a commit and its being told; the log tells in order.
-        app.log.append(Change::new()).await?;
+        app.log.settled().await?;
     }
     let ids: HashMap<_, _> = storage::events::ids(&app.db, &row.extremities)
         .await?

@@ -52,12 +52,13 @@ pub async fn move_markers(
         set(head, &mut change, user, room, reach.thread, marker);
     }
     head.highlights.remove(&user);
+    let reading = Arc::clone(&head.reading);
     let pending = place.append(change);
     drop(slot);
     match pending.committed().await {
         Ok(first) => Ok(first),
         Err(error) => {
-            *room.head.lock().await = None;
+            head::forget(app, room, &reading).await?;
             Err(error.into())
         }
     }
@@ -86,10 +87,11 @@ pub async fn leave_out(app: &App, user: UserNid, senders: &[UserNid], sign: i64)
         marker.own = (marker.own + sign * count).max(0);
         let mut change = Change::new();
         set(head, &mut change, user, room, thread, marker);
+        let reading = Arc::clone(&head.reading);
         let pending = place.append(change);
         drop(slot);
         if let Err(error) = pending.committed().await {
-            *room.head.lock().await = None;
+            head::forget(app, room, &reading).await?;
             return Err(error.into());
         }
     }

@@ -218,6 +218,7 @@ async fn take_some(
         let Some(item) = items.first() else {
             return Ok(fates);
         };
+        known.look_for(app, &item.pdu).await?;
         match fork::take(&mut step, known, item).await {
             Ok(fate) => fates.push(fate),
             Err(error) => {
@@ -242,8 +243,7 @@ async fn take_some(
     let pending = place.append(finished.change);
     drop(slot);
     if let Err(error) = pending.committed().await {
-        // It may build on what was not made.
-        *room.head.lock().await = None;
+        head::forget(app, room, &finished.reading).await?;
         return Err(error.into());
     }
     known.committed();
@@ -262,8 +262,7 @@ pub(super) async fn settled<'a>(
         if room.seen().version >= version {
             break;
         }
-        // The log takes changes in order.
-        app.log.append(Change::new()).await?;
+        app.log.settled().await?;
         if room.seen().version < version {
             **slot = None;
         }

@@ -9,7 +9,10 @@ use axum::{
     Router,
     body::{Body, to_bytes},
     extract::Request,
-    http::{StatusCode, header::AUTHORIZATION},
+    http::{
+        StatusCode,
+        header::{AUTHORIZATION, TRANSFER_ENCODING},
+    },
     response::{IntoResponse as _, Response},
 };
 use homing::listen;
@@ -120,6 +123,7 @@ impl Proxy {
         let mut response = Response::new(Body::empty());
         *response.status_mut() = answer.status();
         *response.headers_mut() = answer.headers().clone();
+        response.headers_mut().remove(TRANSFER_ENCODING);
         *response.body_mut() = Body::from(answer.bytes().await.unwrap_or_default());
         response
     }

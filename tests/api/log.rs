@@ -1,8 +1,9 @@
 use homing::{
     log::Change,
-    storage::{UserNid, profiles},
+    storage::{self, UserNid, profiles},
 };
 
+use ruma::RoomId;
 use serde_json::json;
 
 use crate::server::TestServer;
@@ -51,4 +52,34 @@ async fn a_refused_change_is_no_failure_of_the_database() {
     assert!(!server.app.log.is_failing());
     let health = format!("http://{}/health", server.address);
     assert_eq!(server.http.get(health).send().await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn what_builds_on_a_refused_change_is_refused_with_it() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let id = alice.create_room(json!({})).await;
+    let room = RoomId::parse(&id).unwrap();
+    let room = server.app.room(&room).await.unwrap();
+    for _ in 0..20 {
+        alice.say(&id, "before").await;
+        let old = room.head.lock().await.clone();
+        alice.say(&id, "committed").await;
+        // The next ones are computed as if that were still on its way; some of them build on others that are refused.
+        *room.head.lock().await = old;
+        let say = || alice.say(&id, "at once");
+        tokio::join!(say(), say(), say(), say(), say(), say());
+    }
+    let path = format!("/rooms/{id}/messages?dir=b&limit=1000");
+    let page = alice.get(&path).await.ok();
+    let said = page["chunk"].as_array().unwrap().iter();
+    let said: Vec<_> = said
+        .map(|event| event["event_id"].as_str().unwrap().to_owned())
+        .collect();
+    let known = storage::events::by_ids(&server.app.db, room.rules, room.nid, said.clone());
+    for event in known.await.unwrap() {
+        for id in &event.pdu.prev_events {
+            assert!(said.iter().any(|said| said == id), "{id} is not there");
+        }
+    }
 }

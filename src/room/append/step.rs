@@ -84,8 +84,8 @@ pub(in crate::room) struct Finished {
     pub(in crate::room) change: Change,
     /// The events that it brings.
     pub(in crate::room) appended: Vec<Arc<Event>>,
-    /// The version of the room that it leads to.
-    pub(in crate::room) version: i64,
+    /// The reading of the room that it was computed from.
+    pub(in crate::room) reading: Arc<()>,
 }
 
 impl<'a> Step<'a> {
@@ -385,7 +385,7 @@ impl<'a> Step<'a> {
         Ok(Finished {
             change: self.change,
             appended: self.arrived,
-            version,
+            reading: Arc::clone(&self.head.reading),
         })
     }
 }

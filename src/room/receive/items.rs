@@ -95,6 +95,14 @@ impl Known {
         Ok(())
     }
 
+    /// Looks whether somebody else has brought an event meanwhile.
+    pub(super) async fn look_for(&mut self, app: &App, pdu: &Pdu) -> Result<()> {
+        let id = vec![pdu.event_id.to_string()];
+        self.stubs
+            .extend(storage::events::stubs(&app.db, id).await?);
+        Ok(())
+    }
+
     /// What is stored of an event.
     pub(super) fn stub(&self, pdu: &Pdu) -> Option<Stub> {
         self.stubs.get(pdu.event_id.as_str()).copied()

@@ -348,11 +348,12 @@ async fn found(
             .write(gaps::open(room.nid, id.as_str(), pdu.depth));
     }
     step.add_on_top(pdu, placed, &before).await?;
-    let pending = place.append(step.finish()?.change);
+    let finished = step.finish()?;
+    let pending = place.append(finished.change);
     drop(slot);
     let committed = pending.committed().await;
     if committed.is_err() {
-        *room.head.lock().await = None;
+        head::forget(app, room, &finished.reading).await?;
     }
     committed?;
     Ok(())
