@@ -151,7 +151,7 @@ impl Routes {
 
     /// Answers ruma's endpoint `R` under one more path, which ruma does not know.
     #[must_use]
-    pub fn at<R, F, A>(mut self, path: &str, handler: F) -> Self
+    pub fn at<R, F, A>(self, path: &str, handler: F) -> Self
     where
         R: IncomingRequest<Authentication: Authenticate> + Send + 'static,
         R::OutgoingResponse: Send,
@@ -159,18 +159,12 @@ impl Routes {
         A: Future<Output = Result<R::OutgoingResponse>> + Send,
     {
         let handler = endpoint(BODY_LIMIT, handler, respond);
-        self.router = self.router.route(path, handler);
-        self.endpoints.push(Endpoint {
-            method: Some(R::METHOD),
-            paths: vec![path.to_owned()],
-            body_limit: Some(BODY_LIMIT),
-        });
-        self
+        self.routed::<R>(path, handler)
     }
 
     /// The same for an answer that ruma's type cannot say: any JSON.
     #[must_use]
-    pub fn json_at<R, F, A, O>(mut self, path: &str, handler: F) -> Self
+    pub fn json_at<R, F, A, O>(self, path: &str, handler: F) -> Self
     where
         R: IncomingRequest<Authentication: Authenticate> + Send + 'static,
         F: Fn(Arc<App>, Call<R>) -> A + Clone + Send + Sync + 'static,
@@ -182,6 +176,10 @@ impl Routes {
             handler,
             |json: O| Ok(Json(json).into_response()),
         );
+        self.routed::<R>(path, handler)
+    }
+
+    fn routed<R: IncomingRequest>(mut self, path: &str, handler: MethodRouter<Arc<App>>) -> Self {
         self.router = self.router.route(path, handler);
         self.endpoints.push(Endpoint {
             method: Some(R::METHOD),
@@ -282,20 +280,14 @@ impl Routes {
 
     /// Answers ruma's endpoint `R` under one more path, which ruma does not know, with what the handler makes itself.
     #[must_use]
-    pub fn stream_at<R, F, A>(mut self, path: &str, handler: F) -> Self
+    pub fn stream_at<R, F, A>(self, path: &str, handler: F) -> Self
     where
         R: IncomingRequest<Authentication: Authenticate> + Send + 'static,
         F: Fn(Arc<App>, Call<R>) -> A + Clone + Send + Sync + 'static,
         A: Future<Output = Result<Response>> + Send,
     {
         let handler = endpoint(BODY_LIMIT, handler, Ok);
-        self.router = self.router.route(path, handler);
-        self.endpoints.push(Endpoint {
-            method: Some(R::METHOD),
-            paths: vec![path.to_owned()],
-            body_limit: Some(BODY_LIMIT),
-        });
-        self
+        self.routed::<R>(path, handler)
     }
 
     /// Leaves out of the answers of these endpoints what is `null`: ruma writes so some fields that the specification

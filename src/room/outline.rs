@@ -7,8 +7,8 @@ use ruma::{UserId, events::StateEventType};
 use super::head;
 use crate::{app::App, error::Result, names::Key, rooms::Room, storage::Event};
 
-/// The types of the events, which have no state key.
-const TYPES: [&str; 8] = [
+/// The types of the state events that tell somebody outside what a room is. They have no state key.
+pub const TYPES: [&str; 7] = [
     "m.room.create",
     "m.room.join_rules",
     "m.room.name",
@@ -16,7 +16,6 @@ const TYPES: [&str; 8] = [
     "m.room.topic",
     "m.room.canonical_alias",
     "m.room.encryption",
-    "m.room.power_levels",
 ];
 
 /// The events of a room's current state that tell somebody outside what it is, and who `member` is, who tells them.

@@ -11,21 +11,10 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    room::client_event,
+    room::{client_event, outline},
     rooms::Room,
     storage::{Member, Membership, RoomNid, UserNid, outside},
 };
-
-/// The state events that tell somebody outside what a room is.
-const TYPES: [&str; 7] = [
-    "m.room.create",
-    "m.room.join_rules",
-    "m.room.name",
-    "m.room.avatar",
-    "m.room.topic",
-    "m.room.canonical_alias",
-    "m.room.encryption",
-];
 
 /// Adds those of the rooms that the user is invited to or knocks on; not invites by users whom the user ignores.
 pub(super) async fn add(
@@ -58,7 +47,7 @@ pub(super) async fn add(
     let me = context.requester.user_id.as_str();
     let mut wanted = Vec::new();
     for (member, room) in &outside {
-        for event_type in TYPES {
+        for event_type in outline::TYPES {
             wanted.push((Arc::clone(room), key(event_type, "")));
         }
         for user in senders
