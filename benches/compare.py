@@ -287,4 +287,5 @@ def main():
     report(results, [server.name for server in servers], arguments.scenarios)
 
 
-main()
+if __name__ == "__main__":
+    main()

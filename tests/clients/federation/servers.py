@@ -1,6 +1,7 @@
 """A Homing and a Synapse that reach each other by TLS on loopback, and the link between them that can be cut.
 
 Each server's name is `localhost:PORT`, where PORT is that of its `Link`: what one server sends the other goes through it.
+A server that is not `linked` is reached without one.
 """
 
 import asyncio
@@ -109,14 +110,15 @@ class Server:
 
     kind = None
 
-    def __init__(self, folder, authority):
+    def __init__(self, folder, authority, linked=True):
         self.folder = folder / self.kind
         self.folder.mkdir()
         self.authority = authority
         self.client_port, self.federation_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.client_port}"
-        self.link = Link(self.federation_port)
-        self.name = f"localhost:{self.link.port}"
+        self.link = Link(self.federation_port) if linked else None
+        self.name = f"localhost:{self.link.port if linked else self.federation_port}"
+        self.database = None  # the URL of its database on PostgreSQL
         self.output = self.folder / "output"
         self.process = None
         self.command, self.environment = [], {}
@@ -164,13 +166,13 @@ class Server:
 class Homing(Server):
     kind = "homing"
 
-    def __init__(self, folder, authority, binary, postgres=None):
-        super().__init__(folder, authority)
+    def __init__(self, folder, authority, binary, postgres=None, linked=True):
+        super().__init__(folder, authority, linked)
         database = f"sqlite:{self.folder}/homing.db"
         if postgres:
             name = f"federation_{self.client_port}"
             subprocess.run(["psql", "--quiet", postgres, "--command", f"CREATE DATABASE {name}"], check=True)
-            database = f"{postgres.rsplit('/', 1)[0]}/{name}"
+            database = self.database = f"{postgres.rsplit('/', 1)[0]}/{name}"
         config = self.folder / "homing.toml"
         config.write_text(f"""\
 server_name = "{self.name}"
@@ -210,9 +212,9 @@ class Synapse(Server):
 
     kind = "synapse"
 
-    def __init__(self, folder, authority, kind="synapse"):
+    def __init__(self, folder, authority, kind="synapse", postgres=None, linked=True):
         self.kind = kind
-        super().__init__(folder, authority)
+        super().__init__(folder, authority, linked)
         overrides = self.folder / "overrides.yaml"
         overrides.write_text(f"""\
 server_name: "{self.name}"
@@ -240,6 +242,9 @@ federation:
 """)
         self.command = [str(HERE.parent / "synapse.sh"), str(self.folder), str(self.client_port)]
         self.environment = {"SYNAPSE_OVERRIDES": str(overrides)}
+        if postgres:
+            self.command.append(postgres)
+            self.database = f"{postgres.rsplit('/', 1)[0]}/synapse_{self.client_port}"
 
     def errors(self):
         return []
