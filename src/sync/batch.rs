@@ -125,6 +125,11 @@ pub(super) async fn add<'a>(
         if !has_news && context.since > 0 && !part.is_whole(context) {
             continue;
         }
+        // That an invite is void is news to those alone who know of it.
+        let wants_it = context.request.since.is_some() || context.filter().room.include_leave;
+        if part.is_strange && !wants_it {
+            continue;
+        }
         let timeline = Timeline {
             events: rendered.timeline,
             limited: part.limited,

@@ -78,9 +78,11 @@ impl Plan {
                     && !app.typing.users(**room, now).is_empty()
             }));
             rooms.extend(&typing);
+            // Who was thrown out while no client of theirs was looking learns of it all the same.
             let shown = |member: &Member| {
                 since.is_some()
                     || member.membership < Membership::Leave
+                    || member.sender != feed.user
                     || request.filter.room.include_leave
             };
             let mut gone: HashMap<RoomNid, &Member> = HashMap::new();

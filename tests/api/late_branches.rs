@@ -1,10 +1,16 @@
 //! What comes late from another server, or rests on what it does not tell.
 
+use axum::{Json, response::IntoResponse as _};
 use reqwest::Method;
-use ruma::OwnedEventId;
+use ruma::{OwnedEventId, UInt};
 use serde_json::{Value, json};
 
-use crate::{fake_room::FakeRoom, fake_server::FakeServer, server::TestServer, shared_rooms::sees};
+use crate::{
+    fake_room::{FakeRoom, value},
+    fake_server::{FakeServer, error},
+    server::TestServer,
+    shared_rooms::sees,
+};
 
 const FEDERATION: &str = "/_matrix/federation";
 
@@ -86,4 +92,67 @@ async fn who_does_not_tell_what_came_before_is_not_asked_for_the_state_at_once()
     let states = fake.recorded();
     let states = states.iter().filter(|it| it.path.contains("/state_ids/"));
     assert_eq!(states.count(), 1, "for the last event alone");
+}
+
+#[tokio::test]
+async fn an_event_that_another_one_allows_is_taken_with_the_state_before_it() {
+    let (here, fake) = (TestServer::federated().await, FakeServer::start().await);
+    let alice = here.register("alice").await;
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    let mut guest = FakeRoom::join(&fake, &here, &room).await;
+    let user = guest.user.to_string();
+    let before: Vec<OwnedEventId> = guest
+        .state
+        .iter()
+        .filter(|((kind, _), _)| kind != "m.room.member")
+        .map(|(_, pdu)| pdu.event_id.clone())
+        .collect();
+    // Each of them allows the next one.
+    let mut names = Vec::new();
+    for name in 0..6_u32 {
+        let content = json!({ "membership": "join", "displayname": name.to_string() });
+        let mut draft = guest.draft("m.room.member", Some(&user), content);
+        // Where branches meet the later one counts.
+        draft.origin_server_ts.0 += UInt::from(name);
+        let pdu = guest.sign(&fake, draft);
+        guest.follow(&pdu);
+        names.push(pdu);
+    }
+    let all: Vec<_> = names
+        .iter()
+        .map(|pdu| (pdu.event_id.clone(), value(pdu)))
+        .collect();
+    fake.on(
+        Method::GET,
+        &format!("{FEDERATION}/v1/event/"),
+        move |request| {
+            let found = all
+                .iter()
+                .find(|(id, _)| request.path.ends_with(id.as_str()));
+            match found {
+                Some((_, pdu)) => {
+                    Json(json!({ "origin": "x", "origin_server_ts": 1, "pdus": [pdu] }))
+                        .into_response()
+                }
+                None => error(404, "M_NOT_FOUND"),
+            }
+        },
+    );
+    let missing = json!({ "events": [value(&names[4])] });
+    fake.answers(
+        Method::POST,
+        &format!("{FEDERATION}/v1/get_missing_events/"),
+        missing,
+    );
+    let mut ids = before;
+    ids.push(names[2].event_id.clone());
+    let chain: Vec<_> = names[..2].iter().map(|pdu| &pdu.event_id).collect();
+    let states = format!("{FEDERATION}/v1/state_ids/");
+    let state = json!({ "pdu_ids": ids, "auth_chain_ids": chain });
+    fake.answers(Method::GET, &states, state);
+    guest.send(&fake, &here, &[&names[5]]).await.ok();
+    sees(&alice, &room, names[5].event_id.as_str()).await;
+    assert_eq!(fake.count(&Method::GET, &states), 1);
+    let path = format!("/rooms/{room}/state/m.room.member/{user}");
+    assert_eq!(alice.get(&path).await.ok()["displayname"], "5");
 }

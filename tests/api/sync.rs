@@ -288,6 +288,40 @@ async fn a_refused_invite_is_left_with_its_leave_alone() {
 }
 
 #[tokio::test]
+async fn who_was_thrown_out_learns_of_it_also_later() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let join = async |options: Value| {
+        let room = alice.create_room(options).await;
+        bob.post(&format!("/join/{room}"), json!({})).await.ok();
+        room
+    };
+    let open = || json!({ "preset": "public_chat" });
+    let (kicked, banned) = (join(open()).await, join(open()).await);
+    let left = join(open()).await;
+    let never = alice.create_room(open()).await;
+    let about_bob = || json!({ "user_id": bob.id });
+    for (room, how) in [(&kicked, "kick"), (&banned, "ban"), (&never, "ban")] {
+        let path = format!("/rooms/{room}/{how}");
+        alice.post(&path, about_bob()).await.ok();
+    }
+    bob.post(&format!("/rooms/{left}/leave"), json!({}))
+        .await
+        .ok();
+    let sync = bob.sync("").await;
+    let told = sync["rooms"]["leave"].as_object().unwrap();
+    let mut told: Vec<_> = told.keys().collect();
+    told.sort();
+    let mut expected = [&kicked, &banned];
+    expected.sort();
+    assert_eq!(told, expected);
+    for (room, how) in [(&kicked, "leave"), (&banned, "ban")] {
+        let timeline = events(&sync["rooms"]["leave"][room]["timeline"]);
+        assert_eq!(timeline.last().unwrap()["content"]["membership"], how);
+    }
+}
+
+#[tokio::test]
 async fn a_room_that_one_has_come_into_begins_anew() {
     let server = TestServer::start().await;
     let (alice, bob, room) = direct(&server).await;
@@ -304,10 +338,13 @@ async fn a_room_that_one_has_come_into_begins_anew() {
         .ok();
     bob.post(&format!("/join/{room}"), json!({})).await.ok();
     // There is a gap between what bob knows and what bob is told now.
-    let back = sync_from(&bob, next(&start), "").await;
-    assert_eq!(back["rooms"]["join"][&room]["timeline"]["limited"], true);
+    let all = filter(&json!({ "room": { "timeline": { "limit": 50 } } }));
+    let back = sync_from(&bob, next(&start), &all).await;
+    let timeline = &back["rooms"]["join"][&room]["timeline"];
+    assert_eq!(timeline["limited"], true);
+    assert_eq!(events(timeline)[0]["type"], "m.room.create");
     alice.say(&room, "welcome").await;
-    let more = sync_from(&bob, next(&back), "").await;
+    let more = sync_from(&bob, next(&back), &all).await;
     assert_eq!(more["rooms"]["join"][&room]["timeline"]["limited"], false);
 }
 

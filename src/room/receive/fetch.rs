@@ -330,10 +330,11 @@ pub(super) async fn state_after(
     from: &ServerName,
     event_id: &EventId,
 ) -> Result<Option<Derived>> {
-    let event = single_events(search, app, room, from, &[event_id.to_owned()]).await?;
     let Some(mut state) = state_before(search, app, room, from, event_id).await? else {
         return Ok(None);
     };
+    // What allows it is in that state, and must be here first.
+    let event = single_events(search, app, room, from, &[event_id.to_owned()]).await?;
     // An event that cannot be got may be state too; then its state before it is the nearest that can be known.
     if let Some(stub) = event.get(event_id)
         && stub.flags & flags::REJECTED == 0
