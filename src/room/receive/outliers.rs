@@ -86,6 +86,9 @@ pub async fn keep_alone(app: &App, room: &Arc<Room>, pdu: Arc<Pdu>) -> Result<Ev
 /// Orders events so that each comes after those that allow it. Events in a circle are left out: no honest server can make
 /// one, since an id is a hash of what it names.
 fn in_order(mut pdus: Vec<Arc<Pdu>>) -> Vec<Arc<Pdu>> {
+    // Who answers the same event to several questions must not make it come twice.
+    let mut met = HashSet::new();
+    pdus.retain(|pdu| met.insert(pdu.event_id.clone()));
     // From version 12 on no event names the create event, and all rest on it.
     pdus.sort_by_key(|pdu| pdu.kind != TimelineEventType::RoomCreate);
     let mut waiting: HashMap<OwnedEventId, Vec<usize>> = HashMap::new();
