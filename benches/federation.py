@@ -22,8 +22,8 @@ the server. Each scenario begins with a new server on an empty database, which h
   and what a server notes about sending counts), then as many by the creator, received in a transaction each. Rows are those that
   PostgreSQL counts as inserted, updated and deleted in all tables; bytes are those of its write-ahead log, indexes included, with
   `full_page_writes` and `autovacuum` off. Synapse writes the room's whole state anew with every 100th change or so, so one of the
-  two ways has that in its mean with 50 changes, and both have it with `--changes 100`. Latency is until the answer, and for received ones until a client can read them (to within
-  10 ms).
+  two ways has that in its mean with 50 changes, and both have it with `--changes 100`. Latency is until
+  the answer, and for received ones until a client can read them (to within 10 ms).
 
 CPU times include PostgreSQL's. Rate limits are off in both servers (in Synapse those for messages, joins, invites and
 federation are raised out of reach), presence is on, PostgreSQL has default settings but for those above. Each run prints a
