@@ -253,3 +253,65 @@ async fn a_long_auth_chain_keeps_nobody_waiting() {
         assert!(started.elapsed() < Duration::from_mins(2));
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_many_servers_bring_at_once_comes_once() {
+    let (server, fake) = (TestServer::federated().await, FakeServer::start().await);
+    let alice = server.register("alice").await;
+    let mut room = shared(&alice, &fake, "12").await;
+    let mut others = Vec::new();
+    for _ in 0..3 {
+        let other = FakeServer::start().await;
+        let theirs = FakeRoom::join(&other, &server, room.id.as_str()).await;
+        room.latest.clone_from(&theirs.latest);
+        room.depth = theirs.depth;
+        others.push(other);
+    }
+    let mut expected = Vec::new();
+    for round in 0..12 {
+        let events: Vec<Pdu> = (0..5)
+            .map(|number| room.say(&fake, &format!("{round} {number}")))
+            .collect();
+        let events: Vec<&Pdu> = events.iter().collect();
+        let one_by_one = async |from: &FakeServer| {
+            for pdu in &events {
+                room.send(from, &server, &[pdu]).await.ok();
+            }
+        };
+        let ([first, second, third], text) = (
+            [&others[0], &others[1], &others[2]].map(one_by_one),
+            round.to_string(),
+        );
+        let says = async || {
+            let mut said = Vec::new();
+            for _ in 0..5 {
+                said.push(alice.say(room.id.as_str(), &text).await);
+            }
+            said
+        };
+        let all = room.send(&fake, &server, &events);
+        let (answer, (), (), (), said) = tokio::join!(all, first, second, third, says());
+        answer.ok();
+        expected.extend(said);
+        expected.extend(events.iter().map(|pdu| pdu.event_id.to_string()));
+    }
+    expected.sort_unstable();
+    let (id, token) = (alice.id.clone(), alice.token.clone());
+    let server = server.restart().await;
+    let alice = User {
+        server: &server,
+        id,
+        token,
+        device_id: String::new(),
+    };
+    alice.say(room.id.as_str(), "after all").await;
+    let path = format!("/rooms/{}/messages?dir=b&limit=500", room.id);
+    let answer = alice.get(&path).await.ok();
+    let events = answer["chunk"].as_array().unwrap().iter();
+    let mut found: Vec<_> = events
+        .map(|event| event["event_id"].as_str().unwrap().to_owned())
+        .filter(|id| expected.binary_search(id).is_ok())
+        .collect();
+    found.sort_unstable();
+    assert_eq!(found, expected);
+}
