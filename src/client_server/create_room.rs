@@ -5,6 +5,7 @@ use std::{
     sync::Arc,
 };
 
+use futures_util::{StreamExt as _, stream};
 use homing_federation::{json::strict_json, room_version};
 use ruma::{
     CanonicalJsonObject, CanonicalJsonValue, RoomAliasId, UserId,
@@ -17,6 +18,7 @@ use ruma::{
 };
 use serde::Deserialize;
 use serde_json::{json, value::RawValue};
+use tracing::info;
 
 use super::public_rooms;
 use crate::{
@@ -34,6 +36,8 @@ use crate::{
     storage::aliases,
 };
 
+/// How many people of other servers are invited at the same time.
+const INVITES_AT_ONCE: usize = 10;
 /// The most people who can be invited to a room while it is created.
 const MAX_INVITES: usize = 200;
 /// The most state events that a room can be created with.
@@ -110,10 +114,18 @@ async fn create_room(app: Arc<App>, call: Call<Request>) -> Result<Response> {
     let sender = Sender::of(requester);
     let room = create::create(&app, &sender, new).await?;
     let strangers: BTreeSet<_> = request.invite.iter().collect();
-    for user in strangers.into_iter().filter(|user| !app.is_local(user)) {
-        let invite = invite(&app, user, request.is_direct).await?;
-        membership::invite_remote(&app, &room, &sender, user, invite).await?;
-    }
+    let strangers = strangers.into_iter().filter(|user| !app.is_local(user));
+    let invites = stream::iter(strangers).for_each_concurrent(INVITES_AT_ONCE, async |user| {
+        let invited = async {
+            let invite = invite(&app, user, request.is_direct).await?;
+            membership::invite_remote(&app, &room, &sender, user, invite).await
+        };
+        // The room is there, and the client has to learn its id; who was not invited is no member of it.
+        if let Err(error) = invited.await {
+            info!(room = %room.id, %user, %error, "somebody of another server cannot be invited");
+        }
+    });
+    invites.await;
     Ok(Response::new(room.id.clone()))
 }
 

@@ -142,12 +142,21 @@ pub async fn take(app: &App, room: &Arc<Room>, events: Vec<Received>) -> Result<
     let items = items::prepare(app, &known, events).await?;
     let mut fates = Vec::with_capacity(items.len());
     let mut tries = 0;
+    let mut has_waited = false;
     while fates.len() < items.len() {
         let rest = &items[fates.len()..];
         match take_some(app, room, &names, &mut known, rest).await {
-            Ok(some) => {
-                fates.extend(some);
+            Ok(mut some) => {
                 tries = 0;
+                let is_missing = |fate: &Fate| matches!(fate, Fate::Missing(_));
+                if let Some(first) = some.iter().position(is_missing).filter(|_| !has_waited) {
+                    // What is missing may have been on its way into the log when it was looked for.
+                    some.truncate(first);
+                    app.log.settled().await?;
+                    known.look_again(app, &pdus).await?;
+                    has_waited = true;
+                }
+                fates.extend(some);
             }
             // The room changed, or somebody else has brought one of these events.
             Err(Error::Append(AppendError::Conflict | AppendError::Duplicate)) if tries < TRIES => {

@@ -12,7 +12,10 @@ mod leave;
 mod stub;
 mod template;
 
-use std::collections::{HashSet, VecDeque};
+use std::{
+    collections::{HashSet, VecDeque},
+    time::Duration,
+};
 
 use homing_federation::client;
 use http::StatusCode;
@@ -28,6 +31,16 @@ use crate::{app::App, error::Error, remote::told, rooms::Room};
 
 /// How many servers are asked for one thing.
 const SERVERS: usize = 10;
+/// What another server's part of a membership may cost, but for the state of a room. People wait for it.
+const HANDSHAKE: client::Limits = client::Limits {
+    time: Duration::from_secs(20),
+    bytes: 10 << 20,
+};
+/// The same where the server is only told of what is so in any case.
+const FAREWELL: client::Limits = client::Limits {
+    time: Duration::from_secs(5),
+    bytes: 1 << 20,
+};
 
 /// Which servers to ask about a room.
 #[derive(Debug)]
@@ -124,11 +137,16 @@ pub fn failure(error: &client::Error) -> Error {
     {
         return told(refusal.status, &body.kind, &body.message);
     }
-    Error::new(
-        StatusCode::BAD_GATEWAY,
-        ErrorKind::Unknown,
-        format!("the other server cannot be reached: {error}"),
-    )
+    // What is in the way between the servers is not for clients to know.
+    tracing::debug!(%error, "another server has not done what was asked");
+    let message = match error {
+        client::Error::TimedOut => "the other server did not answer in time",
+        client::Error::Unreachable(_) | client::Error::Blocked(_) => {
+            "the other server cannot be reached"
+        }
+        _ => "the other server gave no good answer",
+    };
+    Error::new(StatusCode::BAD_GATEWAY, ErrorKind::Unknown, message)
 }
 
 /// The same where the other server was sent an event: if that was no good, it is not the client's mistake.

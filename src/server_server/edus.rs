@@ -5,11 +5,12 @@ use std::{sync::Arc, time::Duration};
 use ruma::{
     RoomId, ServerName, UserId,
     api::federation::transactions::edu::{
-        Edu, PresenceContent, PresenceUpdate, ReceiptContent, ReceiptMap, TypingContent,
+        Edu, PresenceUpdate, ReceiptContent, ReceiptMap, TypingContent,
     },
     presence::PresenceState,
     serde::Raw,
 };
+use serde::Deserialize;
 
 use crate::{
     app::App,
@@ -39,17 +40,36 @@ pub async fn receive(app: &Arc<App>, origin: &ServerName, edus: &[Raw<Edu>]) {
         let done = match edu.deserialize() {
             Ok(Edu::Typing(content)) => typing(app, origin, &content).await,
             Ok(Edu::Receipt(content)) => receipts(app, origin, content, &mut left).await,
-            Ok(Edu::Presence(content)) => presence(app, origin, content, &mut left).await,
+            Ok(Edu::Presence(content)) => presence(app, origin, content.push, &mut left).await,
             Ok(_) => Ok(()),
             Err(error) => {
                 tracing::debug!(server = %origin, %error, "an EDU cannot be read");
-                Ok(())
+                presence(app, origin, readable(edu), &mut left).await
             }
         };
         if let Err(error) = done {
             tracing::warn!(server = %origin, %error, "what another server said could not be kept");
         }
     }
+}
+
+/// What can be read of an `m.presence` that cannot be read as a whole: one user's part costs the others nothing.
+fn readable(edu: &Raw<Edu>) -> Vec<PresenceUpdate> {
+    #[derive(Deserialize)]
+    struct Presence {
+        edu_type: String,
+        content: Content,
+    }
+    #[derive(Deserialize)]
+    struct Content {
+        push: Vec<Raw<PresenceUpdate>>,
+    }
+    let presence = serde_json::from_str::<Presence>(edu.json().get()).ok();
+    let presence = presence.filter(|presence| presence.edu_type == "m.presence");
+    let updates = presence.into_iter().flat_map(|one| one.content.push);
+    updates
+        .filter_map(|update| update.deserialize().ok())
+        .collect()
 }
 
 /// The room, if it is known here and lets the server take part.
@@ -143,13 +163,13 @@ async fn receipts(
 async fn presence(
     app: &Arc<App>,
     origin: &ServerName,
-    content: PresenceContent,
+    updates: Vec<PresenceUpdate>,
     left: &mut usize,
 ) -> Result<()> {
     if !app.config.federation.presence {
         return Ok(());
     }
-    for update in content.push.into_iter().take(*left) {
+    for update in updates.into_iter().take(*left) {
         *left -= 1;
         let Some(user) = user(app, origin, &update.user_id).await? else {
             continue;

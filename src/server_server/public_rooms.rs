@@ -21,6 +21,7 @@ pub(super) fn routes() -> Routes {
     Routes::new()
         .add::<get_public_rooms::v1::Request, _, _>(get_public_rooms)
         .add::<get_public_rooms_filtered::v1::Request, _, _>(get_public_rooms_filtered)
+        .without_nulls()
 }
 
 /// `GET /_matrix/federation/v1/publicRooms`

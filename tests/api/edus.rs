@@ -120,7 +120,8 @@ async fn who_shares_no_room_with_anybody_has_no_presence() {
             "user_id": user, "presence": state, "last_active_ago": 5000, "status_msg": "away soon",
             "currently_active": true,
         });
-        json!({ "push": [said] })
+        let broken = json!({ "user_id": ZOE, "presence": "offline", "last_active_ago": -1 });
+        json!({ "push": [broken, said] })
     };
     say(
         &server,

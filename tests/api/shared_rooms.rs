@@ -231,6 +231,49 @@ async fn sees_membership(user: &User<'_>, room: &str, of: &User<'_>, membership:
 }
 
 #[tokio::test]
+async fn a_knock_is_taken_back_where_it_was_made() {
+    let (here, there) = (TestServer::federated().await, TestServer::federated().await);
+    let (alice, bob) = (here.register("alice").await, there.register("bob").await);
+    let rules = json!([{ "type": "m.room.join_rules", "state_key": "", "content": { "join_rule": "knock" } }]);
+    // The id of a room of version 12 names no server.
+    for version in ["10", "12"] {
+        let body = json!({ "initial_state": rules, "room_version": version });
+        let room = alice.create_room(body).await;
+        let path = format!("/knock/{room}?via={}", here.name());
+        bob.post(&path, json!({})).await.ok();
+        sees_membership(&alice, &room, &bob, "knock").await;
+        let path = format!("/rooms/{room}/leave");
+        bob.post(&path, json!({})).await.ok();
+        sees_membership(&alice, &room, &bob, "leave").await;
+    }
+}
+
+#[tokio::test]
+async fn who_comes_back_at_once_is_let_in() {
+    let (here, there) = (TestServer::federated().await, TestServer::federated().await);
+    let (alice, bob) = (here.register("alice").await, there.register("bob").await);
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    for _ in 0..12 {
+        joins(&bob, &room, &here).await;
+        bob.say(&room, "and away").await;
+        let path = format!("/rooms/{room}/leave");
+        bob.post(&path, json!({})).await.ok();
+    }
+}
+
+#[tokio::test]
+async fn a_room_is_there_though_somebody_cannot_be_invited() {
+    let (here, there) = (TestServer::federated().await, TestServer::federated().await);
+    let (alice, bob) = (here.register("alice").await, there.register("bob").await);
+    let body = json!({ "invite": ["@aaa:localhost:1", bob.id, "@zzz:localhost:1"] });
+    let room = alice.create_room(body).await;
+    eventually(&bob, |sync| {
+        sync["rooms"]["invite"][&room].is_object().then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_summary_says_that_a_room_is_public() {
     let (here, there) = (TestServer::federated().await, TestServer::federated().await);
     let (alice, bob) = (here.register("alice").await, there.register("bob").await);

@@ -17,7 +17,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::{
-    nonsense, refusal, stub,
+    HANDSHAKE, nonsense, refusal, stub,
     template::{as_raw, rules},
 };
 use crate::{
@@ -66,7 +66,7 @@ pub async fn send(
         .iter()
         .map(|event| as_raw(&event.pdu).map(RawStrippedState::Pdu))
         .collect::<Result<_>>()?;
-    let answer = app.federation.send(server, request).await;
+    let answer = app.federation.send_within(HANDSHAKE, server, request).await;
     let answer = answer.map_err(|error| refusal(&error))?;
     let mut signed = verify(app, room.rules, vec![answer.event]).await?;
     let signed = match signed.pop() {

@@ -9,7 +9,7 @@ use ruma::{
 };
 
 use super::{
-    Candidates, failure, ingest, refusal, stub, telling,
+    Candidates, HANDSHAKE, failure, ingest, refusal, stub, telling,
     template::{Template, as_raw, rules, versions},
 };
 use crate::{
@@ -68,7 +68,7 @@ async fn through(
     let user = &sender.id;
     let mut request = prepare_join_event::v1::Request::new(id.to_owned(), user.clone());
     request.ver = versions();
-    let prepared = app.federation.send(server, request).await;
+    let prepared = app.federation.send_within(HANDSHAKE, server, request).await;
     let prepared = prepared.map_err(|error| failure(&error))?;
     let rules = rules(prepared.room_version.as_ref())?;
     let version = prepared.room_version.unwrap_or(RoomVersionId::V1);

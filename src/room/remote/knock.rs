@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use homing_federation::client::Limits;
 use ruma::{
     CanonicalJsonObject, RoomId, RoomVersionId, ServerName,
     api::federation::membership::{create_knock_event, prepare_knock_event},
 };
 
 use super::{
-    Candidates, failure, stub, telling,
+    Candidates, HANDSHAKE, failure, stub, telling,
     template::{Template, as_raw, rules, versions},
 };
 use crate::{app::App, error::Result, room::append::Sender};
@@ -45,16 +44,14 @@ async fn through(
     let user = &sender.id;
     let mut request = prepare_knock_event::v1::Request::new(id.to_owned(), user.clone());
     request.ver = versions();
-    let prepared = app.federation.send(server, request).await;
+    let prepared = app.federation.send_within(HANDSHAKE, server, request).await;
     let prepared = prepared.map_err(|error| failure(&error))?;
     let rules = rules(Some(&prepared.room_version))?;
     let template = Template::read(&prepared.event, server, id, user, "knock")?;
     let pdu = template.sign(app, rules, id, user, content)?;
     let request =
         create_knock_event::v1::Request::new(id.to_owned(), pdu.event_id.clone(), as_raw(&pdu)?);
-    let answer = app
-        .federation
-        .send_within(Limits::default(), server, request);
+    let answer = app.federation.send_within(HANDSHAKE, server, request);
     let answer = answer.await.map_err(|error| failure(&error))?;
     let told = super::invite::told(&answer.knock_room_state, rules);
     let version: RoomVersionId = prepared.room_version;

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use homing_federation::{Draft, Pdu};
 use ruma::{
-    CanonicalJsonObject, ServerName,
+    CanonicalJsonObject, OwnedServerName, OwnedUserId, ServerName,
     api::federation::membership::{create_leave_event, prepare_leave_event},
 };
+use serde::Deserialize;
 use tracing::info;
 
 use super::{
-    candidates, failure, stub,
+    FAREWELL, candidates, failure, stub,
     template::{Template, as_raw, rules},
 };
 use crate::{
@@ -18,7 +19,7 @@ use crate::{
     error::{Error, Result},
     room::append::Sender,
     rooms::Room,
-    storage::{Event, Membership},
+    storage::{Event, Membership, outside},
 };
 
 /// Leaves a room that this server is not in. If no other server can be told, the user is rid of it all the same.
@@ -38,7 +39,9 @@ pub async fn leave(
         return Err(Error::forbidden("you are not in this room"));
     }
     let inviter = (member.membership == Membership::Invite).then_some(&*event.pdu.sender);
-    let servers = candidates(app, Some(room), &room.id, &[], inviter);
+    let told = outside::told(&app.db, sender.user, &[room.nid]).await?;
+    let told = told.first().map_or("[]", |(_, json)| json.as_str());
+    let servers = candidates(app, Some(room), &room.id, &senders(told), inviter);
     for server in servers.all() {
         match through(app, &server, room, sender, content.clone()).await {
             Ok(pdu) => return stub::set(app, room, &sender.id, Arc::new(pdu), None).await,
@@ -47,6 +50,17 @@ pub async fn leave(
     }
     let pdu = alone(app, room, sender, content, &event)?;
     stub::set(app, room, &sender.id, Arc::new(pdu), None).await
+}
+
+/// The servers of those who have sent what a user was told of a room: who was knocked at is one of them.
+fn senders(told: &str) -> Vec<OwnedServerName> {
+    #[derive(Deserialize)]
+    struct Told {
+        sender: OwnedUserId,
+    }
+    let told: Vec<Told> = serde_json::from_str(told).unwrap_or_default();
+    let senders = told.iter().map(|event| event.sender.server_name());
+    senders.map(ToOwned::to_owned).collect()
 }
 
 async fn through(
@@ -58,7 +72,7 @@ async fn through(
 ) -> Result<Pdu> {
     let user = &sender.id;
     let request = prepare_leave_event::v1::Request::new(room.id.clone(), user.clone());
-    let prepared = app.federation.send(server, request).await;
+    let prepared = app.federation.send_within(FAREWELL, server, request).await;
     let prepared = prepared.map_err(|error| failure(&error))?;
     let version = prepared.room_version.as_ref().unwrap_or(&room.version);
     let rules = rules(Some(version))?;
@@ -66,7 +80,7 @@ async fn through(
     let pdu = template.sign(app, rules, &room.id, user, content)?;
     let request =
         create_leave_event::v2::Request::new(room.id.clone(), pdu.event_id.clone(), as_raw(&pdu)?);
-    let sent = app.federation.send(server, request).await;
+    let sent = app.federation.send_within(FAREWELL, server, request).await;
     sent.map_err(|error| failure(&error))?;
     Ok(pdu)
 }
