@@ -115,6 +115,18 @@ impl<'s> Room<'s> {
         }
     }
 
+    /// Bans somebody who says something before their own server hears of it.
+    async fn speak_too_late(&mut self) {
+        let [one, two, three] = self.servers;
+        self.links.set(one, two, true);
+        self.links.set(one, three, true);
+        let ([judge, _], [_, speaker]) = (&self.people[0], &self.people[1]);
+        let path = format!("/rooms/{}/ban", self.id);
+        let body = json!({ "user_id": speaker.id });
+        judge.post(&path, body).await.ok();
+        self.sent.push(speaker.say(&self.id, "too late").await);
+    }
+
     fn deed(&mut self) -> Deed {
         let number: u32 = self.random.random();
         match self.random.random_range(0..6) {
@@ -224,6 +236,9 @@ async fn play(seed: u64, is_rough: bool) -> usize {
     );
     let servers = [&servers.0.server, &servers.1.server, &servers.2.server];
     let mut room = Room::create(servers, links, seed, is_rough).await;
+    if is_rough {
+        room.speak_too_late().await;
+    }
     for _ in 0..STEPS {
         room.step().await;
     }
