@@ -150,7 +150,7 @@ impl Draft {
         within("event", json.len(), MAX_EVENT_BYTES)?;
 
         // A redaction whose content says what it redacts needs no draft that says so too.
-        let redacts = self.redacts;
+        let redacts = self.redacts.filter(|id| event::is_possible(id));
         let redacts = redacts.or_else(|| event::redacts(&kind, &content, None, &rules.redaction));
         let has_room_id = self.room_id.is_some();
         let room_id = match self.room_id {
