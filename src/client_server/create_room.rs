@@ -18,7 +18,7 @@ use ruma::{
 };
 use serde::Deserialize;
 use serde_json::{json, value::RawValue};
-use tracing::info;
+use tracing::{error, info};
 
 use super::public_rooms;
 use crate::{
@@ -121,8 +121,12 @@ async fn create_room(app: Arc<App>, call: Call<Request>) -> Result<Response> {
             membership::invite_remote(&app, &room, &sender, user, invite).await
         };
         // The room is there, and the client has to learn its id; who was not invited is no member of it.
-        if let Err(error) = invited.await {
-            info!(room = %room.id, %user, %error, "somebody of another server cannot be invited");
+        match invited.await {
+            Ok(_) => {}
+            Err(error @ Error::Matrix { .. }) => {
+                info!(room = %room.id, %user, %error, "somebody of another server is not invited");
+            }
+            Err(error) => error!(room = %room.id, %user, %error, "an invite failed"),
         }
     });
     invites.await;

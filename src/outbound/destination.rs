@@ -18,7 +18,7 @@ pub(super) const MOST_BYTES: usize = 768 << 10;
 /// The most events that wait in memory; when there are more, the database is asked.
 const QUEUE: usize = 200;
 /// For how long a transaction that could not be sent is kept, in milliseconds: when the next try is later than this, the
-/// database is asked then.
+/// database is asked then. A restart ends waits that are not longer.
 const KEEP: i64 = 10 * 60_000;
 /// How long there is quiet after a transaction without PDUs, in milliseconds.
 const QUIET: i64 = 1000;
@@ -72,6 +72,18 @@ pub(super) enum Next {
 }
 
 impl Destination {
+    /// A server as an earlier run has left it. It is tried at once if it has not been away for long: what kept it from this
+    /// one may have been trouble here, which a restart often ends.
+    pub(super) fn loaded(
+        name: OwnedServerName,
+        mut row: DestinationRow,
+        is_behind: bool,
+        now: i64,
+    ) -> Self {
+        row.next_try = row.next_try.filter(|next_try| *next_try > now + KEEP);
+        Self::new(name, row, is_behind)
+    }
+
     /// A server that has been sent everything up to `row.last_ok_pos`; if it `is_behind`, not everything since.
     pub(super) fn new(name: OwnedServerName, row: DestinationRow, is_behind: bool) -> Self {
         let mut destination = Self {

@@ -169,13 +169,14 @@ impl Sender {
                 }
             }
         };
+        let now = self.app.clock.now();
         let rows = behind.into_iter().map(|row| (row, true));
         for (row, is_behind) in rows.chain(failing.into_iter().map(|row| (row, false))) {
             let server = row.server;
             let Ok(name) = OwnedServerName::try_from(row.name.as_str()) else {
                 continue;
             };
-            let destination = || Destination::new(name, row, is_behind);
+            let destination = || Destination::loaded(name, row, is_behind, now);
             let destination = self.destinations.entry(server).or_insert_with(destination);
             if destination.is_failing() {
                 let name = destination.name.clone();

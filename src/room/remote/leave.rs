@@ -22,6 +22,9 @@ use crate::{
     storage::{Event, Membership, outside},
 };
 
+/// How many servers are told: people wait for it, and need not.
+const FAREWELLS: usize = 3;
+
 /// Leaves a room that this server is not in. If no other server can be told, the user is rid of it all the same.
 ///
 /// # Errors
@@ -42,7 +45,7 @@ pub async fn leave(
     let told = outside::told(&app.db, sender.user, &[room.nid]).await?;
     let told = told.first().map_or("[]", |(_, json)| json.as_str());
     let servers = candidates(app, Some(room), &room.id, &senders(told), inviter);
-    for server in servers.all() {
+    for server in servers.all().take(FAREWELLS) {
         match through(app, &server, room, sender, content.clone()).await {
             Ok(pdu) => return stub::set(app, room, &sender.id, Arc::new(pdu), None).await,
             Err(error) => info!(room = %room.id, %server, %error, "an invite cannot be rejected"),
