@@ -14,6 +14,7 @@ use crate::{
     error::{Error, Result},
     http::{Call, Routes},
     log::Change,
+    room::visibility::{Sight, Viewer},
     storage::{
         EventNid, RoomNid, UserNid, events,
         reports::{self, Report},
@@ -39,13 +40,17 @@ async fn report_content(
     call: Call<report_content::v3::Request>,
 ) -> Result<report_content::v3::Response> {
     let body = call.body;
-    let unknown = || Error::not_found("there is no such event in a room that you are in");
+    let unknown =
+        || Error::not_found("there is no such event that you may see in a room that you are in");
     let room = app.room(&body.room_id).await?;
     if !room.seen().local.contains_key(&call.requester.user) {
         return Err(unknown());
     }
+    let viewer = Viewer::of(&app, &call.requester).await?;
+    let sight = Sight::quick(&app, &room, &viewer).await?;
     let event = events::by_id(&app.db, room.rules, room.nid, body.event_id.as_str())
         .await?
+        .filter(|event| sight.may_see(event))
         .ok_or_else(unknown)?;
     let about = (Some(room.nid), Some(event.nid), None);
     add(

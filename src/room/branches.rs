@@ -12,6 +12,7 @@ use super::{
     append::{names::Names, step::Step},
     head::{self, StateMap},
     resolution::{self, Newest},
+    visibility::VISIBILITY,
 };
 use crate::{
     app::App,
@@ -21,6 +22,7 @@ use crate::{
     storage::{
         self, Event, EventNid, KeyNid, Position,
         branches::{self, difference, values},
+        events::flags,
         state::{StateAt, ancestry},
     },
 };
@@ -331,7 +333,15 @@ impl Step<'_> {
             };
             let find =
                 |state: Option<&HashMap<KeyNid, EventNid>>| events.get(state?.get(&nid)?).cloned();
-            let (old, new) = (find(before), find(after));
+            let (old, mut new) = (find(before), find(after));
+            if let (Some(_), Some(event)) = (&old, &mut new)
+                && event.replaces.is_none()
+                && *key.0 == *VISIBILITY
+            {
+                // Else the room would seem to have shown all of its history as it does now.
+                Arc::make_mut(event).flags |= flags::TOOK_OVER;
+                self.change.write(storage::events::take_over(event.nid));
+            }
             self.set_state(key.clone(), Some(nid), new.as_deref(), old.as_deref(), at)?;
             let is_own =
                 own.is_some_and(|(_, own)| new.as_ref().is_some_and(|new| new.nid == own.nid));

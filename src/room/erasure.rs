@@ -1,6 +1,6 @@
 //! What others still see of users who had themselves erased ("Account deactivation"): who was in the room when such a
-//! user sent an event sees it as it was, all others see it as if it were redacted. What holds in the room stays as it
-//! is: a room keeps its name and its rules, whoever gave them.
+//! user sent an event sees it as it was, all others see it as if it were redacted, and so do other servers. What holds in
+//! the room stays as it is: a room keeps its name and its rules, whoever gave them.
 
 use std::{borrow::Borrow, collections::HashMap, sync::Arc};
 
@@ -70,7 +70,7 @@ pub async fn prune<'e, E: Borrow<Event> + 'e>(
 }
 
 /// Whether an event is part of the room's current state and about the room, not about somebody.
-async fn holds(app: &App, room: &Room, event: &Event) -> Result<bool> {
+pub(super) async fn holds(app: &App, room: &Room, event: &Event) -> Result<bool> {
     let pdu = &event.pdu;
     let Some(state_key) = pdu.state_key.as_deref() else {
         return Ok(false);

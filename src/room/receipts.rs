@@ -43,7 +43,7 @@ struct Marks {
 }
 
 /// Keeps what somebody has read; all of it in one change. Marks move forward only, and what is kept already or names an
-/// event that is not known here changes nothing.
+/// event that nobody is shown here changes nothing.
 ///
 /// # Errors
 /// `M_FORBIDDEN` for who has not joined the room, `M_INVALID_PARAM` for a thread that the event is not in.
@@ -61,13 +61,13 @@ pub async fn read(
         ..Marks::default()
     };
     for (kind, event_id) in &reading.receipts {
-        if let Some(event) = find(app, room, event_id).await? {
+        if let Some(event) = shown(app, room, event_id).await? {
             let thread = thread(app, room, &reading.thread, &event).await?;
             add_receipt(app, room, requester, &event, *kind, thread, &mut marks).await?;
         }
     }
     if let Some(event_id) = reading.fully_read
-        && let Some(event) = find(app, room, event_id).await?
+        && let Some(event) = shown(app, room, event_id).await?
     {
         add_fully_read(app, room, requester, &event, &mut marks).await?;
     }
@@ -83,6 +83,12 @@ pub async fn read(
         read::move_markers(app, room, user, &own, &marks.reached, marks.change).await?;
     }
     Ok(())
+}
+
+/// The event, if it is one of this room that people are shown: nobody has read another.
+async fn shown(app: &App, room: &Room, id: &EventId) -> Result<Option<Arc<Event>>> {
+    let event = find(app, room, id).await?;
+    Ok(event.filter(|event| event.flags & flags::HIDDEN == 0))
 }
 
 /// The event, if it is one of this room.
@@ -304,8 +310,8 @@ pub struct RemoteReceipt {
     pub ts: i64,
 }
 
-/// Keeps what users of other servers have read, all of it in one change. What names an event or thread that is not known
-/// here, or goes back, changes nothing.
+/// Keeps what users of other servers have read, all of it in one change. What names an event or thread that nobody is
+/// shown here, or goes back, changes nothing.
 ///
 /// # Errors
 /// If the database fails.
@@ -313,7 +319,7 @@ pub async fn receive(app: &App, room: &Arc<Room>, receipts: &[RemoteReceipt]) ->
     let mut change = Change::new();
     let mut is_empty = true;
     for said in receipts {
-        let Some(event) = find(app, room, &said.event).await? else {
+        let Some(event) = shown(app, room, &said.event).await? else {
             continue;
         };
         let thread = match thread(app, room, &said.thread, &event).await {
@@ -326,9 +332,7 @@ pub async fn receive(app: &App, room: &Arc<Room>, receipts: &[RemoteReceipt]) ->
         let before = kept
             .iter()
             .find(|(other, kind, ..)| *other == thread && *kind == ReceiptKind::Read);
-        if event.flags & flags::HIDDEN != 0
-            || before.is_some_and(|(_, _, _, before)| *before >= pos)
-        {
+        if before.is_some_and(|(_, _, _, before)| *before >= pos) {
             continue;
         }
         let at = change.position();

@@ -8,10 +8,10 @@ use ruma::{RoomId, ServerName, UserId, events::room::history_visibility::History
 use serde_json::value::RawValue;
 
 use super::{
-    head, server_acl,
+    erasure, head, server_acl,
     visibility::{
         Step, Steps, VISIBILITY, allowed, is_shared, is_state, membership_of, value_before,
-        visibility_of,
+        visibility_of, was_always_shared,
     },
 };
 use crate::{
@@ -91,9 +91,7 @@ impl ServerSight {
         let key: Key = (VISIBILITY.into(), "".into());
         let state = head::current_state(app, room, std::slice::from_ref(&key)).await?;
         let now = state.get(&key).and_then(Option::as_ref);
-        let always_shared =
-            now.is_none_or(|event| event.replaces.is_none() && is_shared(&visibility_of(event)));
-        if joined && always_shared {
+        if joined && was_always_shared(now.map(|event| &**event)) {
             let history = None;
             return Ok(Self { joined, history });
         }
@@ -211,18 +209,18 @@ fn step<T>(change: RoomChange, value: impl Fn(&Event) -> T) -> (i64, Step<T>) {
     (change.at.line, step)
 }
 
-/// An event as another server gets it: as it is, or redacted if the server is in the room and may not see it, or was
-/// sent by somebody who had themselves erased. `None` if the server gets nothing of it.
+/// An event as another server gets it: as it is, or redacted if the server is in the room and may not see it, or it was
+/// sent by somebody who had themselves erased, and what it says does not hold. `None` if the server gets nothing of it.
 ///
 /// # Errors
-/// If the event cannot be redacted.
-pub fn show(
+/// If the database fails, or the event cannot be redacted.
+pub async fn show(
     app: &App,
     room: &Room,
     sight: &ServerSight,
     event: &Event,
 ) -> Result<Option<Box<RawValue>>> {
-    let is_erased = event.key.is_none() && app.erased.contains(event.sender);
+    let is_erased = app.erased.contains(event.sender) && !erasure::holds(app, room, event).await?;
     let json = if sight.sees(event) && !is_erased {
         event.pdu.json.to_string()
     } else if sight.joined && event.flags & flags::REJECTED == 0 {

@@ -79,10 +79,7 @@ impl<'a> Sight<'a> {
         let state = current(app, room, &keys).await?;
         let [visibility, member] = state;
         let joined = room.seen().local.contains_key(&viewer.user);
-        let always_shared = visibility
-            .as_ref()
-            .is_none_or(|event| event.replaces.is_none() && is_shared(&visibility_of(event)));
-        let restricted = !(joined && always_shared);
+        let restricted = !(joined && was_always_shared(visibility.as_deref()));
         let history = if restricted {
             Some(History::load(app, room, &keys).await?)
         } else {
@@ -474,6 +471,16 @@ pub(super) fn is_shared(visibility: &HistoryVisibility) -> bool {
         visibility,
         HistoryVisibility::Invited | HistoryVisibility::Joined
     )
+}
+
+/// Whether those who have joined may read everything because that never was otherwise, as far as the event tells that says
+/// so now.
+pub(super) fn was_always_shared(now: Option<&Event>) -> bool {
+    now.is_none_or(|event| {
+        event.replaces.is_none()
+            && event.flags & flags::TOOK_OVER == 0
+            && is_shared(&visibility_of(event))
+    })
 }
 
 pub(super) fn visibility_of(event: &Event) -> HistoryVisibility {

@@ -48,7 +48,7 @@ async fn get_backfill(
     Ok(get_backfill::v1::Response::new(
         app.server_name.clone(),
         now(&app),
-        shown(&app, &room, &sight, &events)?,
+        shown(&app, &room, &sight, &events).await?,
     ))
 }
 
@@ -66,7 +66,7 @@ async fn get_missing_events(
     let ends = (&*request.earliest_events, &*request.latest_events);
     let limit = limit(request.limit, MISSING);
     let events = walk::between(&app, &room, ends, request.min_depth.into(), limit).await?;
-    let events = shown(&app, &room, &sight, &events)?;
+    let events = shown(&app, &room, &sight, &events).await?;
     Ok(get_missing_events::v1::Response::new(events))
 }
 
@@ -83,12 +83,15 @@ fn limit(wanted: UInt, most: usize) -> usize {
     usize::try_from(wanted).map_or(most, |limit| limit.min(most))
 }
 
-fn shown(
+async fn shown(
     app: &App,
     room: &Room,
     sight: &ServerSight,
     events: &[Arc<Event>],
 ) -> Result<Vec<Box<RawValue>>> {
-    let shown = events.iter().map(|event| show(app, room, sight, event));
-    shown.filter_map(Result::transpose).collect()
+    let mut shown = Vec::with_capacity(events.len());
+    for event in events {
+        shown.extend(show(app, room, sight, event).await?);
+    }
+    Ok(shown)
 }

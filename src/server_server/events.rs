@@ -126,7 +126,8 @@ async fn get_event(
     let room = <&RoomId>::try_from(room.as_str()).map_err(Error::internal)?;
     let (room, sight) = server_sight::readable(&app, room, server).await?;
     let event = find(&app, &room, event_id).await?;
-    let pdu = server_sight::show(&app, &room, &sight, &event)?
+    let pdu = server_sight::show(&app, &room, &sight, &event)
+        .await?
         .ok_or_else(|| Error::forbidden("your server may not see this event"))?;
     Ok(get_event::v1::Response::new(
         app.server_name.clone(),

@@ -67,6 +67,9 @@ pub mod flags {
     pub const FORKED: i64 = 64;
     /// Something is missing directly before the event.
     pub const AFTER_GAP: i64 = 128;
+    /// A state event that holds in the place of another which it does not know: it came with the state after a gap, or
+    /// holds again because branches met.
+    pub const TOOK_OVER: i64 = 256;
     /// None of these may be shown.
     pub const HIDDEN: i64 = OUTLIER | REJECTED | SOFT_FAILED;
 }
@@ -163,7 +166,7 @@ pub fn promote(event: &Event, auth: &[EventNid], at: Option<Position>) -> Write 
     );
     Write::Run(
         sql!(
-            "UPDATE event SET pos = $2, ord = $3, flags = $4, state_line = $5, state_sv = $6, auth_nids = $7, ",
+            "UPDATE event SET pos = $2, ord = $3, flags = $4 | (flags & 256), state_line = $5, state_sv = $6, auth_nids = $7, ",
             "replaces_nid = $8, unread_idx = $9, thread_nid = $10 WHERE nid = $1"
         ),
         args![
@@ -179,6 +182,13 @@ pub fn promote(event: &Event, auth: &[EventNid], at: Option<Position>) -> Write 
             event.thread,
         ],
     )
+}
+
+/// Marks an event as one that [took over](flags::TOOK_OVER).
+#[must_use]
+pub fn take_over(event: EventNid) -> Write {
+    let sql = sql!("UPDATE event SET flags = flags | 256 WHERE nid = $1");
+    Write::Run(sql, args![event])
 }
 
 /// What is known of an event without its JSON.

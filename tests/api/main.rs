@@ -28,6 +28,7 @@ mod discovery;
 mod edus;
 mod fallback;
 mod federation_client;
+mod hidden_events;
 mod hostile_gaps;
 mod hostile_invites;
 mod hostile_joins;

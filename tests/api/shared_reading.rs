@@ -1,17 +1,20 @@
 //! What servers read of rooms that they are in, or were in once.
 
 use homing_federation::client::Error;
+use reqwest::Method;
 use ruma::{
     EventId, RoomId, UInt,
     api::federation::{
-        backfill::get_backfill, event::get_event, event::get_room_state_ids, space::get_hierarchy,
+        backfill::get_backfill,
+        event::{get_event, get_missing_events, get_room_state_ids},
+        space::get_hierarchy,
     },
 };
 use serde_json::{Value, json};
 
 use crate::{
     server::{TestServer, User},
-    shared_rooms::eventually,
+    shared_rooms::{eventually, sees},
 };
 
 /// Joins a room through a server.
@@ -118,6 +121,191 @@ async fn servers_see_what_their_users_saw() {
         let told = past(&here, &there, &room, &after).await;
         assert!(!told.contains(&json!("after")) && told.contains(&json!("during")));
     }
+}
+
+/// What one server tells another of an event: `w`hole, `r`edacted, or `n`othing, for each way to ask.
+async fn sight(of: &TestServer, to: &TestServer, room: &str, event: &str) -> String {
+    let id = RoomId::parse(room).unwrap();
+    let event_id = EventId::parse(event).unwrap();
+    let form = |content: &Value| match &content["body"] {
+        Value::Null => 'r',
+        _ => 'w',
+    };
+    let alone = match content(of, to, event).await {
+        Ok(content) => form(&content),
+        Err(error) => {
+            assert_eq!(error, "403 M_FORBIDDEN");
+            'n'
+        }
+    };
+    let limit = UInt::from(1_u32);
+    let request = get_backfill::v1::Request::new(id.clone(), vec![event_id.clone()], limit);
+    let past = match to.app.federation.send(of.name(), request).await {
+        Ok(told) => told.pdus.first().map_or('n', |pdu| {
+            let pdu: Value = serde_json::from_str(pdu.get()).unwrap();
+            form(&pdu["content"])
+        }),
+        Err(error) => {
+            assert_eq!(refusal(&error), "403 M_FORBIDDEN");
+            'n'
+        }
+    };
+    let request = get_room_state_ids::v1::Request::new(event_id, id);
+    let state = match to.app.federation.send(of.name(), request).await {
+        Ok(_) => 'w',
+        Err(error) => {
+            assert_eq!(refusal(&error), "403 M_FORBIDDEN");
+            'n'
+        }
+    };
+    [alone, past, state].into_iter().collect()
+}
+
+#[tokio::test]
+async fn each_server_sees_what_the_visibility_allows() {
+    let (here, there) = tokio::join!(TestServer::federated(), TestServer::federated());
+    let third = TestServer::federated().await;
+    let (alice, bob) = (here.register("alice").await, there.register("bob").await);
+    // Before the invite, while invited, while in the room, after leaving it.
+    let in_room = [
+        ("world_readable", ["www", "www", "www", ""]),
+        ("shared", ["www", "www", "www", ""]),
+        ("invited", ["rrw", "www", "www", ""]),
+        ("joined", ["rrw", "rrw", "www", ""]),
+    ];
+    let gone = [
+        ["www", "www", "www", "www"],
+        ["www", "www", "www", "nnn"],
+        ["nnn", "www", "www", "nnn"],
+        ["nnn", "nnn", "www", "nnn"],
+    ];
+    for ((visibility, in_room), gone) in in_room.into_iter().zip(gone) {
+        let history = json!({
+            "type": "m.room.history_visibility",
+            "content": { "history_visibility": visibility },
+        });
+        let body = json!({ "preset": "private_chat", "initial_state": [history] });
+        let room = alice.create_room(body).await;
+        let mut events = vec![alice.say(&room, "before").await];
+        let invite = json!({ "user_id": bob.id });
+        let path = format!("/rooms/{room}/invite");
+        alice.post(&path, invite).await.ok();
+        events.push(alice.say(&room, "invited").await);
+        join(&bob, &room, &here).await;
+        events.push(alice.say(&room, "joined").await);
+        for (event, expected) in events.iter().zip(in_room) {
+            let seen = sight(&here, &there, &room, event).await;
+            assert_eq!(seen, expected, "{visibility} {event}");
+        }
+        leave(&bob, &room, &alice).await;
+        events.push(alice.say(&room, "left").await);
+        for (event, expected) in events.iter().zip(gone) {
+            let seen = sight(&here, &there, &room, event).await;
+            assert_eq!(seen, expected, "{visibility} {event}");
+            let never = if visibility == "world_readable" {
+                "www"
+            } else {
+                "nnn"
+            };
+            let seen = sight(&here, &third, &room, event).await;
+            assert_eq!(seen, never, "{visibility} {event}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_comes_later_does_not_see_what_was_said_to_others() {
+    let (here, there) = tokio::join!(TestServer::federated(), TestServer::federated());
+    let (alice, bob) = (here.register("alice").await, there.register("bob").await);
+    let carol = there.register("carol").await;
+    let history = json!({
+        "type": "m.room.history_visibility",
+        "content": { "history_visibility": "joined" },
+    });
+    let body = json!({ "preset": "public_chat", "initial_state": [history] });
+    let room = alice.create_room(body).await;
+    join(&bob, &room, &here).await;
+    let secret = alice.say(&room, "secret").await;
+    sees(&bob, &room, &secret).await;
+    leave(&bob, &room, &alice).await;
+    // This server learns of it only when somebody comes back.
+    let path = format!("/rooms/{room}/state/m.room.history_visibility");
+    let shared = json!({ "history_visibility": "shared" });
+    alice.put(&path, shared).await.ok();
+    join(&carol, &room, &here).await;
+    let said = alice.say(&room, "hello carol").await;
+    sees(&carol, &room, &said).await;
+    let messages = format!("/rooms/{room}/messages?dir=b&limit=100");
+    let read = carol.get(&messages).await.ok().to_string();
+    assert!(
+        read.contains("hello carol") && !read.contains("secret"),
+        "{read}"
+    );
+    let event = format!("/rooms/{room}/event/{secret}");
+    carol.get(&event).await.fails(404, "M_NOT_FOUND");
+    // Nor does a server that comes later.
+    let third = TestServer::federated().await;
+    let dave = third.register("dave").await;
+    join(&dave, &room, &there).await;
+    let told = content(&there, &third, &secret).await.unwrap();
+    assert_eq!(told, json!({}));
+    // Bob was there.
+    join(&bob, &room, &here).await;
+    bob.get(&event).await.ok();
+}
+
+#[tokio::test]
+async fn other_servers_are_told_nothing_of_who_was_erased() {
+    let (here, there) = tokio::join!(TestServer::federated(), TestServer::federated());
+    let (alice, bob) = (here.register("alice").await, there.register("bob").await);
+    let name = json!({ "displayname": "Alice Secret" });
+    let path = format!("/profile/{}/displayname", alice.id);
+    alice.put(&path, name).await.ok();
+    let body = json!({ "preset": "public_chat", "name": "Lounge", "topic": "a secret topic" });
+    let room = alice.create_room(body).await;
+    join(&bob, &room, &here).await;
+    let dave = here.register("dave").await;
+    dave.post(&format!("/join/{room}"), json!({})).await.ok();
+    let said = alice.say(&room, "a secret").await;
+    let path = format!("/rooms/{room}/state/m.room.topic");
+    alice.put(&path, json!({ "topic": "harmless" })).await.ok();
+    let last = dave.say(&room, "last").await;
+    let whole = json!({ "body": "a secret", "msgtype": "m.text" });
+    assert_eq!(content(&here, &there, &said).await.unwrap(), whole);
+
+    let body = json!({ "erase": true });
+    alice
+        .send_with_password(Method::POST, "/account/deactivate", body)
+        .await
+        .ok();
+    assert_eq!(content(&here, &there, &said).await.unwrap(), json!({}));
+    let (room_id, from) = (
+        RoomId::parse(&room).unwrap(),
+        EventId::parse(&last).unwrap(),
+    );
+    let limit = UInt::from(100_u32);
+    let request = get_backfill::v1::Request::new(room_id.clone(), vec![from.clone()], limit);
+    let told = there.app.federation.send(here.name(), request).await;
+    let told: Vec<&str> = told
+        .as_ref()
+        .unwrap()
+        .pdus
+        .iter()
+        .map(|pdu| pdu.get())
+        .collect();
+    let told = told.join(" ");
+    assert!(!told.to_lowercase().contains("secret"), "{told}");
+    assert!(told.contains("Lounge") && told.contains("harmless") && told.contains("last"));
+    let mut request = get_missing_events::v1::Request::new(room_id, Vec::new(), vec![from]);
+    request.limit = UInt::from(20_u32);
+    let told = there.app.federation.send(here.name(), request).await;
+    let events = told.unwrap().events;
+    assert!(events.len() > 5);
+    let told: Vec<&str> = events.iter().map(|pdu| pdu.get()).collect();
+    assert!(
+        !told.join(" ").to_lowercase().contains("secret"),
+        "{told:?}"
+    );
 }
 
 #[tokio::test]
