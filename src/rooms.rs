@@ -4,6 +4,7 @@
 //! readers: it moves on when the change is committed. The rules of rooms are in `room/`.
 
 use std::{
+    cmp::Reverse,
     collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
@@ -69,8 +70,6 @@ pub struct Room {
     pub version: RoomVersionId,
     /// The rules of its version.
     pub rules: &'static RoomVersionRules,
-    /// Its type, as its create event says.
-    pub room_type: Option<String>,
     /// Where the room stands for who changes it; `None` until first asked for, and after a change failed.
     pub head: tokio::sync::Mutex<Option<Head>>,
     /// Held by who joins the room through another server.
@@ -221,7 +220,6 @@ impl Room {
             id: OwnedRoomId::try_from(row.room_id.as_str()).map_err(Error::internal)?,
             version,
             rules,
-            room_type: row.room_type.clone(),
             head: tokio::sync::Mutex::new(None),
             joining: tokio::sync::Mutex::default(),
             history: tokio::sync::Mutex::default(),
@@ -234,6 +232,19 @@ impl Room {
     pub fn is_here(&self) -> bool {
         let seen = self.seen();
         !seen.local.is_empty() || (seen.servers.is_empty() && seen.max_depth > 0)
+    }
+
+    /// The other servers that are in the room, those with the most people there first.
+    pub fn other_servers(&self) -> Vec<OwnedServerName> {
+        let seen = self.seen();
+        let mut there: Vec<_> = seen
+            .servers
+            .iter()
+            .filter(|(_, server)| server.joined > 0)
+            .map(|(name, server)| (Reverse(server.joined), name.clone()))
+            .collect();
+        there.sort_unstable();
+        there.into_iter().map(|(_, name)| name).collect()
     }
 
     /// What is committed. Not to be held across an await.

@@ -11,7 +11,7 @@ use crate::{
     app::App,
     error::Result,
     rooms::Room,
-    storage::{Event, events::flags, graph, timeline::Place},
+    storage::{self, Event, events::flags, graph, timeline::Place},
 };
 
 /// The most events that are met on one walk for each that is wanted: some are in the way and may not be told.
@@ -119,7 +119,7 @@ async fn take(
             None => missing.push(id.to_string()),
         }
     }
-    let read = graph::by_ids(&app.db, room.rules, room.nid, missing).await?;
+    let read = storage::events::by_ids(&app.db, room.rules, room.nid, missing).await?;
     let read = read
         .into_iter()
         .filter(|event| event.flags & flags::OUTLIER == 0);

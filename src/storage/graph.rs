@@ -8,29 +8,6 @@ use crate::{args, sql};
 /// How many events are looked up at once.
 const BATCH: usize = 1000;
 
-/// Those events with these ids that are known in a room, whatever became of them, in no particular order.
-pub async fn by_ids(
-    db: &Db,
-    rules: &RoomVersionRules,
-    room: RoomNid,
-    ids: Vec<String>,
-) -> Result<Vec<Event>> {
-    let query = sql!(
-        "SELECT ",
-        (event_columns),
-        " FROM event e JOIN event_json j ON j.nid = e.nid WHERE e.room_nid = $1 AND e.event_id ",
-        list(2)
-    );
-    if ids.is_empty() {
-        return Ok(Vec::new());
-    }
-    db.rows(query, args![room, ids])
-        .await?
-        .iter()
-        .map(|row| event(row, rules))
-        .collect()
-}
-
 /// The last `limit` events of a room's history at or before a place, newest first, also those that clients are not
 /// shown.
 pub async fn before(

@@ -179,11 +179,7 @@ pub async fn summary(
 /// If the database fails.
 pub async fn servers(app: &App, room: &RoomId) -> Result<Vec<OwnedServerName>> {
     let mut found: Vec<OwnedServerName> = match app.room(room).await {
-        Ok(room) => {
-            let seen = room.seen();
-            let there = seen.servers.iter().filter(|(_, there)| there.joined > 0);
-            there.map(|(name, _)| name.clone()).collect()
-        }
+        Ok(room) => room.other_servers(),
         Err(Error::Matrix { .. }) => Vec::new(),
         Err(error) => return Err(error),
     };

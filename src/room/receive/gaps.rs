@@ -58,30 +58,11 @@ pub(super) async fn settle(
     let mut has_answered = false;
     let mut asked = HashSet::new();
     for round in 0..ROUNDS {
-        let missing = match take(app, room, vec![received.clone()]).await?.pop() {
-            Some(Fate::Missing(missing)) => missing,
-            // The room has got a policy server meanwhile.
-            Some(Fate::Unsigned) => {
-                policy_server::settle(app, room, &mut received).await?;
-                continue;
-            }
-            fate => return Ok(fate),
+        let missing = match attempt(search, app, room, origin, &mut received, &mut asked).await? {
+            Attempt::Settled(fate) => return Ok(fate),
+            Attempt::Again => continue,
+            Attempt::Missing(missing) => missing,
         };
-        if !missing.auth_events.is_empty() {
-            allow(
-                search,
-                app,
-                room,
-                origin,
-                pdu,
-                &missing.auth_events,
-                &mut asked,
-            )
-            .await?;
-        }
-        if missing.prev_events.is_empty() {
-            continue;
-        }
         if round == 0 {
             has_answered = bridge(search, app, room, origin, pdu).await?;
         } else if is_first && has_answered {
@@ -94,6 +75,44 @@ pub(super) async fn settle(
         }
     }
     Ok(None)
+}
+
+/// How far one attempt to take an event has led.
+enum Attempt {
+    /// This has become of it.
+    Settled(Option<Fate>),
+    /// It may be taken now.
+    Again,
+    /// It follows events that are not here.
+    Missing(Missing),
+}
+
+/// Tries to take an event. The events that allow it are fetched if they are missing, and the signature of the room's
+/// policy server, if it has got one meanwhile.
+async fn attempt(
+    search: &Search,
+    app: &App,
+    room: &Arc<Room>,
+    origin: &ServerName,
+    received: &mut Received,
+    asked: &mut HashSet<OwnedServerName>,
+) -> Result<Attempt> {
+    let missing = match take(app, room, vec![received.clone()]).await?.pop() {
+        Some(Fate::Missing(missing)) => missing,
+        Some(Fate::Unsigned) => {
+            policy_server::settle(app, room, received).await?;
+            return Ok(Attempt::Again);
+        }
+        fate => return Ok(Attempt::Settled(fate)),
+    };
+    let auth = &missing.auth_events;
+    if !auth.is_empty() {
+        allow(search, app, room, origin, &received.pdu, auth, asked).await?;
+    }
+    if missing.prev_events.is_empty() {
+        return Ok(Attempt::Again);
+    }
+    Ok(Attempt::Missing(missing))
 }
 
 /// Fetches the events that allow an event.
@@ -164,31 +183,14 @@ async fn settle_older(
     policy_server::settle(app, room, &mut received).await?;
     let mut asked = HashSet::new();
     for _ in 0..ROUNDS {
-        let missing = match take(app, room, vec![received.clone()]).await?.pop() {
-            Some(Fate::Missing(missing)) => missing,
-            Some(Fate::Unsigned) => {
-                policy_server::settle(app, room, &mut received).await?;
-                continue;
-            }
-            _ => return Ok(()),
+        let missing = match attempt(search, app, room, origin, &mut received, &mut asked).await? {
+            Attempt::Settled(_) => return Ok(()),
+            Attempt::Again => continue,
+            Attempt::Missing(missing) => missing,
         };
-        if !missing.auth_events.is_empty() {
-            allow(
-                search,
-                app,
-                room,
-                origin,
-                pdu,
-                &missing.auth_events,
-                &mut asked,
-            )
-            .await?;
-        }
-        if !missing.prev_events.is_empty() {
-            received.before = state_before(search, app, room, origin, pdu, &missing).await?;
-            if received.before.is_none() {
-                break;
-            }
+        received.before = state_before(search, app, room, origin, pdu, &missing).await?;
+        if received.before.is_none() {
+            break;
         }
     }
     debug!(event = %pdu.event_id, room = %room.id, "what an event rests on cannot be got");
@@ -236,12 +238,8 @@ pub(super) async fn state_before(
 
 /// Whom to ask: the server that sent the event, then some others in the room.
 fn servers(room: &Room, origin: &ServerName) -> Vec<OwnedServerName> {
-    let seen = room.seen();
-    let others = seen
-        .servers
-        .iter()
-        .filter(|(name, server)| server.joined > 0 && **name != origin)
-        .map(|(name, _)| name.clone());
+    let others = room.other_servers().into_iter();
+    let others = others.filter(|name| name != origin);
     std::iter::once(origin.to_owned())
         .chain(others.take(OTHERS))
         .collect()

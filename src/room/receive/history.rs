@@ -126,16 +126,9 @@ pub async fn is_missing(app: &App, room: &Room, depth: i64) -> Result<bool> {
 
 /// The servers with the most people in the room.
 fn servers(room: &Room) -> Vec<OwnedServerName> {
-    let seen = room.seen();
-    let mut known: Vec<_> = seen
-        .servers
-        .iter()
-        .filter(|(_, server)| server.joined > 0)
-        .map(|(name, server)| (std::cmp::Reverse(server.joined), name.clone()))
-        .collect();
-    known.sort_unstable();
-    known.truncate(SERVERS);
-    known.into_iter().map(|(_, name)| name).collect()
+    let mut servers = room.other_servers();
+    servers.truncate(SERVERS);
+    servers
 }
 
 /// Takes a part of history, oldest first. Answers whether any of it is new.
