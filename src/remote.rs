@@ -36,8 +36,10 @@ const DOWNLOADS: usize = 32;
 /// How many profiles, and how many spaces, of other servers are kept.
 const PROFILES: usize = 256;
 const SPACES: usize = 64;
-/// How many policy servers that do not answer are kept in mind.
+/// How many policy servers, and how many other servers, that do not answer are kept in mind.
 const SILENT: usize = 256;
+/// How long a server is not asked again after it could not be reached, in milliseconds.
+const UNREACHABLE: i64 = 10_000;
 
 /// The fields of a profile, by name.
 pub type Profile = Arc<Vec<(String, Value)>>;
@@ -57,6 +59,9 @@ pub struct Remote {
     pub bound: Flights<OwnedUserId>,
     /// Policy servers that did not answer, each with the time when that was.
     pub silent: Cache<OwnedServerName, Instant>,
+    /// Servers that could not be reached when a client wanted to know something, each with the time in milliseconds since
+    /// 1970 until which they are not asked again.
+    unreachable: Cache<OwnedServerName, i64>,
     /// Room for files being fetched.
     pub downloads: Arc<Semaphore>,
     /// Whether a file has come since it was last looked whether there are too many.
@@ -67,6 +72,11 @@ impl Remote {
     /// Notes that a file has come.
     pub fn came(&self) {
         self.has_more.store(true, Ordering::Relaxed);
+    }
+
+    /// A server has made a request: it is there.
+    pub fn heard_from(&self, server: &ServerName) {
+        self.unreachable.remove(server);
     }
 
     /// Whether a file has come since this was asked last.
@@ -83,6 +93,7 @@ impl Default for Remote {
             media: Flights::default(),
             bound: Flights::default(),
             silent: Cache::new(SILENT),
+            unreachable: Cache::new(SILENT),
             downloads: Arc::new(Semaphore::new(DOWNLOADS)),
             // What there was at the start is too much if the settings have become stricter.
             has_more: AtomicBool::new(true),
@@ -90,7 +101,8 @@ impl Default for Remote {
     }
 }
 
-/// Asks another server for something that a client waits for, and that has so many bytes at most.
+/// Asks another server for something that a client waits for, and that has so many bytes at most. A server that could not
+/// be reached just now is not asked.
 ///
 /// # Errors
 /// What the server says where it forbids it or has no such thing; else 502 `M_UNKNOWN`.
@@ -104,9 +116,36 @@ where
     R: OutgoingRequest<Authentication = ServerSignatures, PathBuilder = SinglePath>,
 {
     expect_federation(app)?;
+    expect_reachable(app, to)?;
     let limits = Limits::default().time(PATIENCE).bytes(bytes);
     let answer = app.federation.send_within(limits, to, request).await;
-    answer.map_err(|error| failed(to, &error))
+    answer.map_err(|error| {
+        note(app, to, &error);
+        failed(to, &error)
+    })
+}
+
+/// Makes sure that a server did not prove unreachable just now.
+///
+/// # Errors
+/// 502 `M_UNKNOWN`.
+pub fn expect_reachable(app: &App, server: &ServerName) -> Result<()> {
+    let until = app.remote.unreachable.get(server);
+    if until.is_some_and(|until| until > app.clock.now()) {
+        return Err(unreachable(server));
+    }
+    Ok(())
+}
+
+/// Notes that a server could not be reached, if that is what went wrong.
+pub fn note(app: &App, server: &ServerName, error: &client::Error) {
+    if matches!(
+        error,
+        client::Error::Unreachable(_) | client::Error::TimedOut | client::Error::Blocked(_)
+    ) {
+        let until = app.clock.now() + UNREACHABLE;
+        app.remote.unreachable.insert(server.to_owned(), until);
+    }
 }
 
 /// Makes sure that other servers may be asked at all.

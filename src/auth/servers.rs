@@ -149,6 +149,7 @@ impl Authenticate for ServerSignatures {
         }
         let place = app.origins.enter(&origin.server)?;
         app.bus.outgoing.heard_from(&origin.server);
+        app.remote.heard_from(&origin.server);
         Ok(Some(place))
     }
 }

@@ -119,6 +119,7 @@ async fn get_public_rooms_filtered(
     app: Arc<App>,
     call: Call<get_public_rooms_filtered::v3::Request>,
 ) -> Result<Directory> {
+    directory::check_networks(&call.raw)?;
     let request = call.body;
     if let Some(server) = elsewhere(&app, request.server.as_deref()) {
         let mut asked = federation::get_public_rooms_filtered::v1::Request::new();

@@ -20,7 +20,7 @@ use crate::{
     error::{Error, Result},
     files::Draft,
     log::{AppendError, Change},
-    remote::{expect_federation, failed, unreachable},
+    remote::{self, expect_federation, failed, unreachable},
     storage::{
         MediaNid,
         media::{self, Content, Media},
@@ -106,11 +106,15 @@ async fn receive(
     let limits = Limits::default()
         .time(DOWNLOAD_TIME)
         .bytes(app.config.media.max_upload_bytes.saturating_add(HEAD_BYTES));
+    remote::expect_reachable(app, server)?;
     let mut request = Request::new(media_id.to_owned());
     request.timeout_ms = wait;
     let answer = match app.federation.open(limits, server, request).await {
         Ok(answer) if has_parts(&answer) => receive_parts(app, server, answer).await?,
-        Err(error) if !is_unknown_endpoint(&error) => return Err(refused(server, &error)),
+        Err(error) if !is_unknown_endpoint(&error) => {
+            remote::note(app, server, &error);
+            return Err(refused(server, &error));
+        }
         // Before version 1.11 of the specification media were there for everybody. Whoever answers with something else than
         // parts knows no better.
         answer => {

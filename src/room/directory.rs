@@ -5,6 +5,8 @@ use ruma::{
     directory::{Filter, RoomNetwork},
 };
 
+use serde::Deserialize;
+
 use super::summary::{self, Summary};
 use crate::{
     app::App,
@@ -82,6 +84,29 @@ pub struct Page {
     pub after: Option<Place>,
     /// How many rooms the whole directory has.
     pub total: i64,
+}
+
+/// Which networks a request is about.
+#[derive(Debug, Deserialize)]
+pub struct Networks {
+    #[serde(rename = "include_all_networks")]
+    _all: Option<bool>,
+    #[serde(rename = "third_party_instance_id")]
+    _one: Option<String>,
+}
+
+/// Checks what the body of a request says of networks: ruma takes what is no boolean for `false`, and what is no text for
+/// nothing.
+///
+/// # Errors
+/// `M_BAD_JSON`.
+pub fn check_networks(body: &[u8]) -> Result<()> {
+    if body.is_empty() {
+        return Ok(());
+    }
+    let read = serde_json::from_slice::<Networks>(body);
+    read.map(drop)
+        .map_err(|error| Error::bad_json(error.to_string()))
 }
 
 /// The page of the directory that a request asks for. The rooms of third-party networks are none here.

@@ -376,7 +376,12 @@ pub async fn knock(
         change(app, room, sender, &sender.id, content, reason).await?;
         return Ok(());
     }
-    let servers = remote::candidates(app, room.as_deref(), id, via, None);
+    let told = match &room {
+        Some(room) if via.is_empty() => remote::told_by(app, room, sender.user).await?,
+        _ => Vec::new(),
+    };
+    let named = if via.is_empty() { &told } else { via };
+    let servers = remote::candidates(app, room.as_deref(), id, named, None);
     if servers.is_empty() {
         return Err(Error::not_found(format!(
             "no server is known that is in {id}"

@@ -19,7 +19,8 @@ use std::{
 
 use homing_federation::client;
 use http::StatusCode;
-use ruma::{OwnedServerName, RoomId, UserId, api::error::ErrorKind};
+use ruma::{OwnedServerName, OwnedUserId, RoomId, UserId, api::error::ErrorKind};
+use serde::Deserialize;
 
 pub use ingest::clear as clear_unfinished;
 pub use join::{Joined, join};
@@ -27,7 +28,13 @@ pub use knock::knock;
 pub use leave::leave;
 pub use stub::retract;
 
-use crate::{app::App, error::Error, remote::told, rooms::Room};
+use crate::{
+    app::App,
+    error::{Error, Result},
+    remote::told,
+    rooms::Room,
+    storage::{UserNid, outside},
+};
 
 /// How many servers are asked for one thing.
 const SERVERS: usize = 10;
@@ -99,7 +106,7 @@ pub fn candidates(
     }
     let inviter = inviter.map(|user| user.server_name().to_owned());
     let first = new(named.iter().cloned().chain(inviter).collect());
-    let mut rest = new(room.map(known).unwrap_or_default());
+    let mut rest = new(room.map(Room::other_servers).unwrap_or_default());
     let id = new(id
         .server_name()
         .map(ToOwned::to_owned)
@@ -115,16 +122,20 @@ pub fn candidates(
     Candidates { first, rest }
 }
 
-/// The servers that are known to be in a room, those with the most people there first.
-fn known(room: &Room) -> Vec<OwnedServerName> {
-    let seen = room.seen();
-    let mut known: Vec<_> = seen
-        .servers
-        .iter()
-        .filter(|(_, server)| server.joined > 0)
-        .collect();
-    known.sort_by_key(|(_, server)| std::cmp::Reverse(server.joined));
-    known.into_iter().map(|(name, _)| name.clone()).collect()
+/// The servers of those who have sent what a user was told of a room: who was knocked at is one of them.
+///
+/// # Errors
+/// If the database fails.
+pub async fn told_by(app: &App, room: &Room, user: UserNid) -> Result<Vec<OwnedServerName>> {
+    #[derive(Deserialize)]
+    struct Told {
+        sender: OwnedUserId,
+    }
+    let told = outside::told(&app.db, user, &[room.nid]).await?;
+    let told = told.first().map_or("[]", |(_, json)| json.as_str());
+    let told: Vec<Told> = serde_json::from_str(told).unwrap_or_default();
+    let senders = told.iter().map(|event| event.sender.server_name());
+    Ok(senders.map(ToOwned::to_owned).collect())
 }
 
 /// What a client is told when another server does not do what was asked.

@@ -119,8 +119,8 @@ struct MemberContent {
     authoriser: Option<OwnedUserId>,
 }
 
-/// Lets a member event of a user of another server into the room, and sends it to the others. Answers it as it is now,
-/// with this server's signature if the room needs that.
+/// Lets a member event of a user of another server into the room, and sends it to the others. Answers it as it is now: a
+/// join has this server's signature too.
 ///
 /// # Errors
 /// `M_INVALID_PARAM` and others if it is not the event that was to come, `M_FORBIDDEN` if the room's rules do not allow it.
@@ -160,6 +160,11 @@ pub async fn accept(
             "the event is no {expected} of its sender"
         )));
     }
+    let pdu = match expected {
+        // It can do without where it has no room for that.
+        MembershipState::Join => signed(app, room, &pdu).unwrap_or(pdu),
+        _ => pdu,
+    };
     // The other server does not know the room, so it is this one that asks the room's policy server.
     let pdu = policy_server::signed(app, room, pdu).await?;
     let received = Received {
@@ -203,9 +208,14 @@ async fn authorised(
     }
     // Who was allowed to join when the event was prepared need not be so any more.
     self::authoriser(app, room, &pdu.sender).await?;
-    let signed = sign_received(&pdu, room.rules, app.name(), &app.signing_key)
-        .map_err(|error| refused(&error))?;
+    let signed = signed(app, room, &pdu)?;
     RawValue::from_string(signed.json.to_string()).map_err(Error::internal)
+}
+
+/// The event with this server's signature.
+fn signed(app: &App, room: &Room, pdu: &Pdu) -> Result<Arc<Pdu>> {
+    let signed = sign_received(pdu, room.rules, app.name(), &app.signing_key);
+    signed.map(Arc::new).map_err(|error| refused(&error))
 }
 
 /// What another server is told about an event that is none.

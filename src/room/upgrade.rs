@@ -72,7 +72,8 @@ pub async fn upgrade(
     }
     let published = summaries::is_published(&app.db, old.nid).await?;
     let creation_content = creation_content(app, old, rules, additional_creators).await?;
-    let mut events = state(app, old, rules).await?;
+    let is_space = matches!(creation_content.get("type"), Some(CanonicalJsonValue::String(kind)) if kind == "m.space");
+    let mut events = state(app, old, rules, is_space).await?;
     events.extend(bans(app, old).await?);
     // Until there are power levels the creator may do everything; afterwards perhaps not.
     events.push(power_levels(app, old, sender, rules, additional_creators).await?);
@@ -150,7 +151,12 @@ async fn creation_content(
 }
 
 /// The state that is copied, apart from the power levels.
-async fn state(app: &App, old: &Room, rules: &RoomVersionRules) -> Result<Vec<NewEvent>> {
+async fn state(
+    app: &App,
+    old: &Room,
+    rules: &RoomVersionRules,
+    is_space: bool,
+) -> Result<Vec<NewEvent>> {
     let keys: Vec<_> = COPIED.iter().map(|kind| head::key(kind, "")).collect();
     let found = head::current_state(app, old, &keys).await?;
     let mut events = Vec::new();
@@ -164,7 +170,7 @@ async fn state(app: &App, old: &Room, rules: &RoomVersionRules) -> Result<Vec<Ne
         }
         events.push(NewEvent::state(kind, "", content));
     }
-    if old.room_type.as_deref() == Some("m.space") {
+    if is_space {
         for kind in [StateEventType::SpaceChild, StateEventType::SpaceParent] {
             let (rooms, name) = ([old.nid], kind.to_string());
             let relatives = summaries::state_of_type(&app.db, &rooms, &name, MAX_RELATIVES).await?;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::extract::Query;
 use ruma::{
     UInt,
     api::federation::directory::{get_public_rooms, get_public_rooms_filtered},
@@ -9,10 +10,10 @@ use ruma::{
 
 use crate::{
     app::App,
-    error::Result,
+    error::{Error, Result},
     http::{Call, Routes},
     room::{
-        directory::{self, Query, token_after, token_before},
+        directory::{self, Networks, token_after, token_before},
         summary::Summary,
     },
 };
@@ -29,9 +30,12 @@ async fn get_public_rooms(
     app: Arc<App>,
     call: Call<get_public_rooms::v1::Request>,
 ) -> Result<get_public_rooms::v1::Response> {
+    // Ruma takes what is no boolean for `false`.
+    Query::<Networks>::try_from_uri(&call.parts.uri)
+        .map_err(|error| Error::invalid_param(error.to_string()))?;
     let request = call.body;
     let (since, limit) = (request.since.as_deref(), request.limit);
-    let (network, query) = (&request.room_network, Query::default());
+    let (network, query) = (&request.room_network, directory::Query::default());
     let page = directory::asked(&app, since, limit, network, &query).await?;
     let mut response = get_public_rooms::v1::Response::new();
     response.prev_batch = page.before.map(token_before);
@@ -46,9 +50,10 @@ async fn get_public_rooms_filtered(
     app: Arc<App>,
     call: Call<get_public_rooms_filtered::v1::Request>,
 ) -> Result<get_public_rooms_filtered::v1::Response> {
+    directory::check_networks(&call.raw)?;
     let request = call.body;
     let (since, limit) = (request.since.as_deref(), request.limit);
-    let query = Query::from(request.filter);
+    let query = directory::Query::from(request.filter);
     let network = &request.room_network;
     let page = directory::asked(&app, since, limit, network, &query).await?;
     let mut response = get_public_rooms_filtered::v1::Response::new();

@@ -1,7 +1,17 @@
 //! What servers ask each other for their users: profiles, aliases, directories, tokens.
 
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use homing_federation::client::Error;
 use reqwest::Method;
 use serde_json::json;
+use tokio::net::TcpListener;
 
 use crate::{
     fake_server::{FakeServer, endless},
@@ -119,6 +129,69 @@ async fn a_profile_is_asked_for_once() {
     assert_eq!(fake.count(&Method::GET, &path), 1);
 }
 
+/// A server that takes connections and closes them; counts them.
+async fn closing() -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let name = format!("localhost:{}", listener.local_addr().unwrap().port());
+    let count = Arc::new(AtomicUsize::new(0));
+    let counting = Arc::clone(&count);
+    tokio::spawn(async move {
+        while let Ok((connection, _)) = listener.accept().await {
+            counting.fetch_add(1, Ordering::Relaxed);
+            drop(connection);
+        }
+    });
+    (name, count)
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_is_not_asked_each_time() {
+    let server = TestServer::federated().await;
+    let alice = server.register("alice").await;
+    let (gone, count) = closing().await;
+    let media = "/_matrix/client/v1/media/download";
+    let ask = async || {
+        for path in [
+            format!("/profile/@x:{gone}"),
+            format!("/profile/@y:{gone}/displayname"),
+            format!("/directory/room/%23x:{gone}"),
+            format!("/publicRooms?server={gone}"),
+            format!("{media}/{gone}/x"),
+        ] {
+            alice.get(&path).await.fails(502, "M_UNKNOWN");
+        }
+        count.load(Ordering::Relaxed)
+    };
+    let first = ask().await;
+    assert_eq!((first, ask().await), (1, 1));
+    server.app.clock.advance(Duration::from_secs(20));
+    assert_eq!(ask().await, 2);
+    // Media alone are no different.
+    let (gone, count) = closing().await;
+    for _ in 0..2 {
+        let answer = alice.get(&format!("{media}/{gone}/x")).await;
+        answer.fails(502, "M_UNKNOWN");
+    }
+    assert_eq!(count.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_server_that_makes_a_request_is_there() {
+    let (server, fake) = tokio::join!(TestServer::federated(), FakeServer::start());
+    let alice = server.register("alice").await;
+    let profile = format!("{QUERY}/profile");
+    let path = format!("/profile/@x:{}", fake.name);
+    let lost = Error::Unreachable("gone".to_owned());
+    homing::remote::note(&server.app, &fake.name, &lost);
+    fake.answers(Method::GET, &profile, json!({ "displayname": "X" }));
+    alice.get(&path).await.fails(502, "M_UNKNOWN");
+    assert_eq!(fake.count(&Method::GET, &profile), 0);
+    fake.get(&server, &format!("{profile}?user_id={}", alice.id))
+        .await
+        .ok();
+    alice.get(&path).await.ok();
+}
+
 #[tokio::test]
 async fn aliases_are_known_on_other_servers() {
     let (here, there) = tokio::join!(TestServer::federated(), TestServer::federated());
@@ -206,6 +279,28 @@ async fn directories_of_other_servers_are_read() {
     let asked = "/_matrix/federation/v1/publicRooms?third_party_instance_id=irc";
     let found = fake.get(&there, asked).await.ok();
     assert_eq!(found["chunk"], json!([]));
+    // What is neither true nor false is not taken for one of them.
+    let asked = "/_matrix/federation/v1/publicRooms";
+    for (all, status) in [("true", 200), ("false", 200), ("maybe", 400), ("", 400)] {
+        let path = format!("{asked}?include_all_networks={all}");
+        let answer = fake.get(&there, &path).await;
+        assert_eq!(answer.status, status, "{all}");
+        if status == 400 {
+            answer.fails(400, "M_INVALID_PARAM");
+        }
+    }
+    for body in [
+        json!({ "include_all_networks": "maybe" }),
+        json!({ "include_all_networks": 1 }),
+        json!({ "third_party_instance_id": 1 }),
+    ] {
+        let refused = fake.post(&there, asked, body.clone()).await;
+        refused.fails(400, "M_BAD_JSON");
+        for path in ["/publicRooms", &path] {
+            let refused = alice.post(path, body.clone()).await;
+            refused.fails(400, "M_BAD_JSON");
+        }
+    }
     // One's own directory is not asked for elsewhere.
     let own = alice
         .get(&format!("/publicRooms?server={}", here.name()))

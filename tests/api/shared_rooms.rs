@@ -242,6 +242,14 @@ async fn a_knock_is_taken_back_where_it_was_made() {
         let path = format!("/knock/{room}?via={}", here.name());
         bob.post(&path, json!({})).await.ok();
         sees_membership(&alice, &room, &bob, "knock").await;
+        // It is known who was asked the first time.
+        let again = json!({ "reason": "again" });
+        bob.post(&format!("/knock/{room}"), again).await.ok();
+        eventually(&alice, |sync| {
+            let timeline = &sync["rooms"]["join"][&room]["timeline"]["events"];
+            timeline.to_string().contains("again").then_some(())
+        })
+        .await;
         let path = format!("/rooms/{room}/leave");
         bob.post(&path, json!({})).await.ok();
         sees_membership(&alice, &room, &bob, "leave").await;

@@ -1,6 +1,9 @@
 use serde_json::{Value, json};
 
-use crate::server::{TestServer, User};
+use crate::{
+    server::{TestServer, User},
+    shared_rooms::eventually,
+};
 
 async fn state(user: &User<'_>, room: &str, kind: &str, key: &str) -> Value {
     user.get(&format!("/rooms/{room}/state/{kind}/{key}"))
@@ -165,6 +168,31 @@ async fn a_space_takes_its_children_along() {
         .get(&format!("/rooms/{new}/state/m.space.child/{gone}"))
         .await;
     answer.fails(404, "M_NOT_FOUND");
+}
+
+#[tokio::test]
+async fn a_space_of_another_server_takes_its_children_along() {
+    let (here, there) = tokio::join!(TestServer::federated(), TestServer::federated());
+    let (alice, bob) = (here.register("alice").await, there.register("bob").await);
+    let users = json!({ "users": { alice.id.clone(): 100, bob.id.clone(): 100 } });
+    let space = alice
+        .create_room(json!({
+            "room_version": "11", "preset": "public_chat", "creation_content": { "type": "m.space" },
+            "power_level_content_override": users,
+        }))
+        .await;
+    let child = alice.create_room(json!({})).await;
+    let via = json!({ "via": [here.name()] });
+    let path = format!("/rooms/{space}/state/m.space.child/{child}");
+    alice.put(&path, via.clone()).await.ok();
+    let path = format!("/join/{space}?via={}", here.name());
+    bob.post(&path, json!({})).await.ok();
+    eventually(&bob, |sync| {
+        sync["rooms"]["join"][&space].is_object().then_some(())
+    })
+    .await;
+    let new = upgrade(&bob, &space, json!({ "new_version": "11" })).await;
+    assert_eq!(state(&bob, &new, "m.space.child", &child).await, via);
 }
 
 #[tokio::test]

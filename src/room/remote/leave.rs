@@ -4,22 +4,22 @@ use std::sync::Arc;
 
 use homing_federation::{Draft, Pdu};
 use ruma::{
-    CanonicalJsonObject, OwnedServerName, OwnedUserId, ServerName,
+    CanonicalJsonObject, ServerName,
     api::federation::membership::{create_leave_event, prepare_leave_event},
 };
-use serde::Deserialize;
 use tracing::info;
 
 use super::{
     FAREWELL, candidates, failure, stub,
     template::{Template, as_raw, rules},
+    told_by,
 };
 use crate::{
     app::App,
     error::{Error, Result},
     room::append::Sender,
     rooms::Room,
-    storage::{Event, Membership, outside},
+    storage::{Event, Membership},
 };
 
 /// How many servers are told: people wait for it, and need not.
@@ -42,9 +42,8 @@ pub async fn leave(
         return Err(Error::forbidden("you are not in this room"));
     }
     let inviter = (member.membership == Membership::Invite).then_some(&*event.pdu.sender);
-    let told = outside::told(&app.db, sender.user, &[room.nid]).await?;
-    let told = told.first().map_or("[]", |(_, json)| json.as_str());
-    let servers = candidates(app, Some(room), &room.id, &senders(told), inviter);
+    let told = told_by(app, room, sender.user).await?;
+    let servers = candidates(app, Some(room), &room.id, &told, inviter);
     for server in servers.all().take(FAREWELLS) {
         match through(app, &server, room, sender, content.clone()).await {
             Ok(pdu) => return stub::set(app, room, &sender.id, Arc::new(pdu), None).await,
@@ -53,17 +52,6 @@ pub async fn leave(
     }
     let pdu = alone(app, room, sender, content, &event)?;
     stub::set(app, room, &sender.id, Arc::new(pdu), None).await
-}
-
-/// The servers of those who have sent what a user was told of a room: who was knocked at is one of them.
-fn senders(told: &str) -> Vec<OwnedServerName> {
-    #[derive(Deserialize)]
-    struct Told {
-        sender: OwnedUserId,
-    }
-    let told: Vec<Told> = serde_json::from_str(told).unwrap_or_default();
-    let senders = told.iter().map(|event| event.sender.server_name());
-    senders.map(ToOwned::to_owned).collect()
 }
 
 async fn through(
