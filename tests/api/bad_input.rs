@@ -23,7 +23,11 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use self::database::Contents;
-use crate::server::{TestServer, User};
+use crate::{
+    fake_server::FakeServer,
+    hostile_transactions::shared,
+    server::{TestServer, User},
+};
 
 /// How long an answer may take, on a machine that is busy with other tests too.
 const TIME_LIMIT: Duration = Duration::from_secs(30);
@@ -31,6 +35,9 @@ const TIME_LIMIT: Duration = Duration::from_secs(30);
 const AT_ONCE: usize = 32;
 /// How many refused requests are sent again before it is seen whether the database has changed.
 const PART: usize = 1000;
+/// What is no number of things, and what is neither true nor false.
+const NUMBERS: &[&str] = &["-1", "x", "1.5", "1e3", "99999999999999999999", "%201"];
+const BOOLEANS: &[&str] = &["maybe", "1", "True", "null", "[]"];
 /// How many complaints are shown.
 const SHOWN: usize = 60;
 
@@ -258,4 +265,105 @@ async fn null_characters_are_neither_stored_nor_looked_for() {
     // In what people say they are harmless: JSON escapes them.
     let room = alice.create_room(json!({})).await;
     alice.say(&room, "a\0b").await;
+}
+
+#[tokio::test]
+async fn wrong_numbers_and_booleans_are_refused() {
+    let (server, fake) = (TestServer::federated().await, FakeServer::start().await);
+    let alice = server.register("alice").await;
+    let room = shared(&alice, &fake, "11").await;
+    let (id, event) = (&room.id, &room.latest[0]);
+    let client = "/_matrix/client/v1";
+    let federation = "/_matrix/federation/v1";
+    let mut taken = Vec::new();
+    for (path, name, values) in [
+        ("/sync".to_owned(), "timeout", NUMBERS),
+        ("/sync".to_owned(), "full_state", BOOLEANS),
+        ("/sync".to_owned(), "use_state_after", BOOLEANS),
+        ("/publicRooms".to_owned(), "limit", NUMBERS),
+        ("/notifications".to_owned(), "limit", NUMBERS),
+        (format!("/rooms/{id}/messages"), "limit", NUMBERS),
+        (format!("/rooms/{id}/context/{event}"), "limit", NUMBERS),
+        (format!("{client}/rooms/{id}/threads"), "limit", NUMBERS),
+        (
+            format!("{client}/rooms/{id}/relations/{event}"),
+            "limit",
+            NUMBERS,
+        ),
+        (
+            format!("{client}/rooms/{id}/relations/{event}"),
+            "recurse",
+            BOOLEANS,
+        ),
+        (format!("{client}/rooms/{id}/hierarchy"), "limit", NUMBERS),
+        (
+            format!("{client}/rooms/{id}/hierarchy"),
+            "max_depth",
+            NUMBERS,
+        ),
+        (
+            format!("{client}/rooms/{id}/hierarchy"),
+            "suggested_only",
+            BOOLEANS,
+        ),
+        (
+            format!("{client}/rooms/{id}/timestamp_to_event?dir=f"),
+            "ts",
+            NUMBERS,
+        ),
+        (
+            format!("{client}/media/download/{}/x", server.name()),
+            "timeout_ms",
+            NUMBERS,
+        ),
+        (
+            format!(
+                "{client}/media/thumbnail/{}/x?width=32&height=32",
+                server.name()
+            ),
+            "animated",
+            BOOLEANS,
+        ),
+        (
+            format!("{client}/media/thumbnail/{}/x?width=32", server.name()),
+            "height",
+            NUMBERS,
+        ),
+        (format!("{federation}/publicRooms"), "limit", NUMBERS),
+        (
+            format!("{federation}/publicRooms"),
+            "include_all_networks",
+            BOOLEANS,
+        ),
+        (
+            format!("{federation}/backfill/{id}?v={event}"),
+            "limit",
+            NUMBERS,
+        ),
+        (
+            format!("{federation}/hierarchy/{id}"),
+            "suggested_only",
+            BOOLEANS,
+        ),
+        (
+            format!("{federation}/timestamp_to_event/{id}?dir=f"),
+            "ts",
+            NUMBERS,
+        ),
+    ] {
+        for value in values {
+            let and = if path.contains('?') { '&' } else { '?' };
+            let path = format!("{path}{and}{name}={value}");
+            let answer = if path.starts_with(federation) {
+                fake.get(&server, &path).await
+            } else {
+                alice.get(&path).await
+            };
+            let is_refused = answer.status == 400 && answer.body["errcode"] == "M_INVALID_PARAM";
+            if !is_refused {
+                taken.push((path, answer.status, answer.body));
+            }
+        }
+    }
+    assert!(taken.is_empty(), "{taken:#?}");
 }

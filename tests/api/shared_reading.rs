@@ -1,5 +1,6 @@
 //! What servers read of rooms that they are in, or were in once.
 
+use homing::{args, sql};
 use homing_federation::client::Error;
 use reqwest::Method;
 use ruma::{
@@ -243,6 +244,13 @@ async fn who_comes_later_does_not_see_what_was_said_to_others() {
     );
     let event = format!("/rooms/{room}/event/{secret}");
     carol.get(&event).await.fails(404, "M_NOT_FOUND");
+    let filter = "%7B%22room%22:%7B%22timeline%22:%7B%22limit%22:100%7D%7D%7D";
+    let sync = carol.sync(&format!("filter={filter}")).await.to_string();
+    assert!(sync.contains("hello carol") && !sync.contains("secret"));
+    // It is so after a restart too, and now that the event which changed it has its place in the history.
+    let query = sql!("SELECT count(*) FROM event WHERE flags & 256 <> 0 AND flags & 1 = 0");
+    let row = there.app.db.one(query, args![]).await.unwrap();
+    assert_eq!(row.get::<i64>(0).unwrap(), 1);
     // Nor does a server that comes later.
     let third = TestServer::federated().await;
     let dave = third.register("dave").await;
