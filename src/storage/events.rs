@@ -70,6 +70,8 @@ pub mod flags {
     /// A state event that holds in the place of another which it does not know: it came with the state after a gap, or
     /// holds again because branches met.
     pub const TOOK_OVER: i64 = 256;
+    /// The event came when the room had a deeper one, so it was not the end of the history then.
+    pub const LATE: i64 = 512;
     /// None of these may be shown.
     pub const HIDDEN: i64 = OUTLIER | REJECTED | SOFT_FAILED;
 }

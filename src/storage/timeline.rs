@@ -4,7 +4,7 @@ use std::{cmp::Reverse, collections::HashMap};
 
 use ruma::{api::Direction, room_version_rules::RoomVersionRules};
 
-use super::{Db, Event, EventNid, Pos, Result, RoomNid, Row, TypeNid, UserNid, events::event};
+use super::{Db, Event, EventNid, Pos, Result, RoomNid, Row, Sql, TypeNid, UserNid, events::event};
 use crate::{args, sql};
 
 /// A place in a room's history: just after the event with this depth and order.
@@ -189,23 +189,21 @@ pub async fn place_at(db: &Db, room: RoomNid, pos: Pos) -> Result<Place> {
     let query = sql!(
         "SELECT depth, ord FROM event WHERE room_nid = $1 AND pos <= $2 ORDER BY pos DESC LIMIT 1"
     );
-    match db.maybe(query, args![room, pos]).await? {
-        Some(row) => Ok(Place {
-            depth: row.get(0)?,
-            ord: row.get(1)?,
-        }),
-        None => Ok(Place::START),
-    }
+    place(db, query, args![room, pos]).await
 }
 
 /// The end of a room's history as it was known at a position. That need not be the event that came last: a branch may have
 /// come late.
 pub async fn end_at(db: &Db, room: RoomNid, pos: Pos) -> Result<Place> {
     let query = sql!(
-        "SELECT depth, ord FROM event WHERE room_nid = $1 AND ord <= $2 AND flags & 7 = 0 ",
-        "ORDER BY depth DESC, ord DESC LIMIT 1"
+        "SELECT depth, ord FROM event WHERE room_nid = $1 AND pos <= $2 AND flags & 512 = 0 ",
+        "ORDER BY pos DESC LIMIT 1"
     );
-    match db.maybe(query, args![room, pos]).await? {
+    place(db, query, args![room, pos]).await
+}
+
+async fn place(db: &Db, query: &'static Sql, args: Vec<super::Arg>) -> Result<Place> {
+    match db.maybe(query, args).await? {
         Some(row) => Ok(Place {
             depth: row.get(0)?,
             ord: row.get(1)?,

@@ -1,8 +1,13 @@
 //! What comes late from another server, or rests on what it does not tell.
 
 use axum::{Json, response::IntoResponse as _};
+use homing::{
+    args, sql,
+    storage::timeline::{self, Place},
+};
+use homing_federation::Pdu;
 use reqwest::Method;
-use ruma::{OwnedEventId, UInt};
+use ruma::{OwnedEventId, RoomId, UInt};
 use serde_json::{Value, json};
 
 use crate::{
@@ -58,6 +63,48 @@ async fn a_branch_that_comes_late_hides_nothing_that_came_before() {
         let messages = alice.get(&path).await.ok();
         assert_eq!(messages["chunk"].as_array().unwrap().len(), 3);
     }
+}
+
+#[tokio::test]
+async fn the_end_of_the_history_is_known_at_each_position() {
+    let (here, fake) = (TestServer::federated().await, FakeServer::start().await);
+    let alice = here.register("alice").await;
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    let guest = FakeRoom::join(&fake, &here, &room).await;
+    for round in 0..3 {
+        for number in 0..3 {
+            alice.say(&room, &format!("{round} {number}")).await;
+        }
+        let late: Vec<Pdu> = (0..3)
+            .map(|number| guest.sign(&fake, guest.message(&format!("late {round} {number}"))))
+            .collect();
+        let all: Vec<&Pdu> = late.iter().collect();
+        guest.send(&fake, &here, &all).await.ok();
+        for pdu in &late {
+            sees(&alice, &room, pdu.event_id.as_str()).await;
+        }
+    }
+    let db = &here.app.db;
+    let id = RoomId::parse(&room).unwrap();
+    let nid = here.app.room(&id).await.unwrap().nid;
+    let rows =
+        sql!("SELECT pos, depth, ord FROM event WHERE room_nid = $1 AND pos > 0 ORDER BY pos");
+    let mut end = Place::START;
+    let mut is_last = Vec::new();
+    for row in db.rows(rows, args![nid]).await.unwrap() {
+        let get = |column| row.get::<i64>(column).unwrap();
+        let (pos, place) = (
+            get(0),
+            Place {
+                depth: get(1),
+                ord: get(2),
+            },
+        );
+        end = end.max(place);
+        is_last.push(end == place);
+        assert_eq!(timeline::end_at(db, nid, pos).await.unwrap(), end);
+    }
+    assert_eq!(is_last.iter().filter(|is_last| !**is_last).count(), 9);
 }
 
 #[tokio::test]

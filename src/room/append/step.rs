@@ -182,6 +182,9 @@ impl<'a> Step<'a> {
         let mut event = self.event(pdu, &placed)?;
         event.replaces = replaces;
         event.thread = relation.as_ref().and_then(|relation| relation.thread);
+        if event.depth() < self.row.max_depth {
+            event.flags |= flags::LATE;
+        }
         self.count(&mut event, relation.as_ref(), at).await?;
         self.store(&event, &placed, Some(at));
         Ok((event, at))
