@@ -10,7 +10,6 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
         atomic::{AtomicI64, Ordering},
     },
-    time::Instant,
 };
 
 use homing_federation::auth_graph::AuthGraph;
@@ -74,8 +73,9 @@ pub struct Room {
     pub head: tokio::sync::Mutex<Option<Head>>,
     /// Held by who joins the room through another server.
     pub joining: tokio::sync::Mutex<()>,
-    /// Held by who fetches history of the room from other servers; when nobody could help last.
-    pub history: tokio::sync::Mutex<Option<Instant>>,
+    /// Held by who fetches history of the room from other servers. If nobody could help last: until when nobody is asked
+    /// again (milliseconds since 1970), and how often in a row that was so.
+    pub history: tokio::sync::Mutex<Option<(i64, u32)>>,
     /// Which events allow which, as far as resolving the room's state had to know.
     pub auth_graph: tokio::sync::Mutex<AuthGraph<EventNid>>,
     seen: RwLock<Seen>,
@@ -123,6 +123,8 @@ pub struct Extremity {
     pub nid: EventNid,
     /// Its id.
     pub id: OwnedEventId,
+    /// The server of who sent it.
+    pub server: OwnedServerName,
     /// The state after it.
     pub after: StateAt,
 }

@@ -19,12 +19,15 @@ pub enum Token {
         /// The run of the server that the count belongs to.
         run: u64,
     },
-    /// `t<depth>_<ord>`: a place in the history of a room, just after an event with this key.
+    /// `t<depth>_<ord>`: a place in the history of a room, just after an event with this key; `t<depth>_<ord>_<pos>` on the
+    /// way back from a token of one of the other kinds: what came after its position is left out.
     History {
         /// The depth of the event.
         depth: i64,
         /// Its order among those of the same depth.
         ord: i64,
+        /// A position in the log.
+        upto: Option<Pos>,
     },
     /// `b<depth>_<ord>_<pos>`: where the timeline of a sync begins, just after an event with this key in the history of a
     /// room. What came after `pos` is in that timeline, or was told before it; all else is before it, wherever in the
@@ -46,6 +49,7 @@ impl Token {
         Self::History {
             depth: event.depth(),
             ord: event.ord,
+            upto: None,
         }
     }
 
@@ -68,7 +72,10 @@ impl fmt::Display for Token {
                 ephemeral,
                 run,
             } => write!(formatter, "s{pos}_{ephemeral}_{run}"),
-            Self::History { depth, ord } => write!(formatter, "t{depth}_{ord}"),
+            Self::History { depth, ord, upto } => {
+                write!(formatter, "t{depth}_{ord}")?;
+                upto.map_or(Ok(()), |pos| write!(formatter, "_{pos}"))
+            }
             Self::Timeline { depth, ord, pos } => write!(formatter, "b{depth}_{ord}_{pos}"),
         }
     }
@@ -106,10 +113,14 @@ fn parse(text: &str) -> Option<Token> {
             pos: parts.next()?.parse().ok().filter(|pos| *pos >= 0)?,
         });
     }
-    let (depth, ord) = text.strip_prefix('t')?.split_once('_')?;
+    let mut parts = text.strip_prefix('t')?.splitn(3, '_');
     Some(Token::History {
-        depth: depth.parse().ok()?,
-        ord: ord.parse().ok()?,
+        depth: parts.next()?.parse().ok()?,
+        ord: parts.next()?.parse().ok()?,
+        upto: match parts.next() {
+            Some(pos) => Some(pos.parse().ok().filter(|pos| *pos >= 0)?),
+            None => None,
+        },
     })
 }
 
@@ -125,7 +136,16 @@ mod tests {
                 ephemeral: 4,
                 run: u64::MAX,
             },
-            Token::History { depth: 9, ord: -3 },
+            Token::History {
+                depth: 9,
+                ord: -3,
+                upto: None,
+            },
+            Token::History {
+                depth: 9,
+                ord: -3,
+                upto: Some(2),
+            },
             Token::Timeline {
                 depth: 9,
                 ord: -3,
@@ -150,7 +170,8 @@ mod tests {
             "s01_2_3",
             "s+1_2_3",
             "t1",
-            "t1_2_3",
+            "t1_2_3_4",
+            "t1_2_-3",
             "t 1_2",
             "t1_02",
             "b1_2",

@@ -74,6 +74,9 @@ async fn get_room_event(
 ///
 /// Without `dir` it goes forward, as on other servers. A client that walks back has reached the start when it gets the
 /// event that made the room, or nothing: a filter may hide the former.
+///
+/// What is missing here is fetched. As long as others have more of it a page ends where something is missing still; what
+/// nobody can tell is passed over. So each event comes once, and after the ones that follow it.
 async fn get_message_events(
     app: Arc<App>,
     call: Call<get_message_events::v3::Request>,
@@ -104,23 +107,34 @@ async fn get_message_events(
     let limit = limit(request.limit).min(filter.event.limit.map_or(MAX_EVENTS, limit));
     let sight = Sight::quick(&app, &room, &viewer).await?;
     let mut page = timeline::page(&app, &room, &sight, range, &filter, limit).await?;
-    let depth = |page: &Page| page.events.last().map_or(from.depth, |event| event.depth());
-    if backward && history::extend(&app, &room, depth(&page)).await? {
-        page = timeline::page(&app, &room, &sight, range, &filter, limit).await?;
+    let mut gap = None;
+    if backward {
+        // What the page was looked for in: what is not shown may come after a gap too.
+        let depths = |page: &Page| page.next.unwrap_or(to).depth..=from.depth;
+        let has_come = history::extend(&app, &room, &depths(&page)).await?;
+        if has_come {
+            page = timeline::page(&app, &room, &sight, range, &filter, limit).await?;
+        }
+        gap = history::next_gap(&app, &room, &depths(&page)).await?;
+        if let Some(gap) = gap.filter(|_| has_come) {
+            page.end_at(gap);
+        }
     }
-    let more = backward && history::is_missing(&app, &room, depth(&page)).await?;
+    let is_at_gap = gap.is_some() && page.events.is_empty();
 
     let sight = Sight::load(&app, &room, &viewer, &page.events).await?;
     let mut response = get_message_events::v3::Response::new();
     response.start = request
         .from
-        .unwrap_or_else(|| timeline::token(from).to_string());
+        .unwrap_or_else(|| timeline::token_upto(from, upto).to_string());
     let oldest = page.events.last().filter(|_| backward);
     let rest = oldest.filter(|event| !timeline::is_create(event));
-    let next = page.next.or(rest.map(|event| Place::before(event)));
+    let mut next = page.next.or(rest.map(|event| Place::before(event)));
     // What could not be fetched now may be there when the client asks again.
-    let next = next.or(more.then_some(from));
-    response.end = next.map(|next| timeline::token(next).to_string());
+    if next.is_none() && is_at_gap && history::is_hopeful(&app, &room).await {
+        next = Some(from);
+    }
+    response.end = next.map(|next| timeline::token_upto(next, upto).to_string());
     response.chunk = raw(client_events(&app, &room, &page.events, &sight, Form::WithRoomId).await?);
     if filter.is_lazy() {
         let members = timeline::members_of_senders(&app, &room, &page.events).await?;

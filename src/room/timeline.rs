@@ -118,13 +118,24 @@ pub struct Page {
     pub next: Option<Place>,
 }
 
+impl Page {
+    /// Lets a page that goes back end with the last event of at least this depth, if there is one.
+    pub fn end_at(&mut self, depth: i64) {
+        let count = self.events.partition_point(|event| event.depth() >= depth);
+        if count > 0 && count < self.events.len() {
+            self.events.truncate(count);
+            self.next = self.events.last().map(|event| Place::before(event));
+        }
+    }
+}
+
 /// Where a token stands in a room's history.
 ///
 /// # Errors
 /// `M_INVALID_PARAM` if it is not a token, or of a position that this server has not reached.
 pub async fn place(app: &App, room: &Room, token: &str) -> Result<Place> {
     match token.parse()? {
-        Token::History { depth, ord } | Token::Timeline { depth, ord, .. } => {
+        Token::History { depth, ord, .. } | Token::Timeline { depth, ord, .. } => {
             Ok(Place { depth, ord })
         }
         Token::Sync { pos, .. } if pos > app.head() => Err(Error::invalid_param(
@@ -142,7 +153,7 @@ pub async fn place(app: &App, room: &Room, token: &str) -> Result<Place> {
 pub async fn place_backward(app: &App, room: &Room, token: &str) -> Result<(Place, Pos)> {
     let place = place(app, room, token).await?;
     match token.parse()? {
-        Token::History { .. } => Ok((place, Pos::MAX)),
+        Token::History { upto, .. } => Ok((place, upto.unwrap_or(Pos::MAX))),
         Token::Sync { pos, .. } | Token::Timeline { pos, .. } => {
             let end = storage::timeline::end_at(&app.db, room.nid, pos).await?;
             Ok((place.max(end), pos))
@@ -153,9 +164,16 @@ pub async fn place_backward(app: &App, room: &Room, token: &str) -> Result<(Plac
 /// The token of a place.
 #[must_use]
 pub fn token(place: Place) -> Token {
+    token_upto(place, Pos::MAX)
+}
+
+/// The token of a place that somebody has reached who is not told what came after a position.
+#[must_use]
+pub fn token_upto(place: Place, upto: Pos) -> Token {
     Token::History {
         depth: place.depth,
         ord: place.ord,
+        upto: (upto != Pos::MAX).then_some(upto),
     }
 }
 

@@ -1,5 +1,7 @@
 //! `backward_extremity`: where history is missing.
 
+use std::ops::RangeInclusive;
+
 use super::{Db, Insert, Result, RoomNid, Write};
 use crate::{args, sql};
 
@@ -25,18 +27,20 @@ pub fn close(room: RoomNid, event_id: &str) -> Write {
     )
 }
 
-/// The missing events of a room that are followed by one of at least this depth, the deepest first, at most `limit`.
-pub async fn from_depth(
+/// The missing events of a room that are followed by one of a depth between these, which is told too; the deepest first, at
+/// most `limit`.
+pub async fn within(
     db: &Db,
     room: RoomNid,
-    depth: i64,
+    depths: &RangeInclusive<i64>,
     limit: i64,
 ) -> Result<Vec<(String, i64)>> {
     let query = sql!(
-        "SELECT event_id, depth FROM backward_extremity WHERE room_nid = $1 AND depth >= $2 ",
-        "ORDER BY depth DESC LIMIT $3"
+        "SELECT event_id, depth FROM backward_extremity WHERE room_nid = $1 AND depth >= $2 AND depth <= $3 ",
+        "ORDER BY depth DESC LIMIT $4"
     );
-    db.rows(query, args![room, depth, limit])
+    let (least, most) = (*depths.start(), *depths.end());
+    db.rows(query, args![room, least, most, limit])
         .await?
         .iter()
         .map(|row| Ok((row.get(0)?, row.get(1)?)))

@@ -59,6 +59,16 @@ async fn a_branch_that_comes_late_hides_nothing_that_came_before() {
         let path = format!("{path}&limit={limit}&from={from}");
         let messages = alice.get(&path).await.ok();
         assert_eq!(texts(&messages["chunk"]), before);
+        // What was in the timeline does not come again on the way.
+        let (mut found, mut place) = (Vec::new(), from.to_owned());
+        while found.len() < before.len() {
+            let path = format!("/rooms/{room}/messages?dir=b&limit=2&from={place}");
+            let messages = alice.get(&path).await.ok();
+            found.extend(texts(&messages["chunk"]));
+            messages["end"].as_str().unwrap().clone_into(&mut place);
+        }
+        found.truncate(before.len());
+        assert_eq!(found, before);
         let path = format!("/rooms/{room}/messages?dir=f&limit=3&from={from}");
         let messages = alice.get(&path).await.ok();
         assert_eq!(messages["chunk"].as_array().unwrap().len(), 3);

@@ -81,5 +81,6 @@ mod two_servers;
 mod unread;
 mod upgrade;
 mod visibility;
+mod walks;
 mod wire;
 mod world_readable;

@@ -1,9 +1,6 @@
 //! History that other servers have and this one has not: fetched when somebody here reads so far ("Backfilling").
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 
 use homing_federation::Pdu;
 use ruma::{
@@ -25,32 +22,35 @@ const MISSING: i64 = 5;
 const ANSWER_BYTES: u64 = 16 << 10;
 /// How many servers are asked.
 const SERVERS: usize = 4;
-/// How long nobody is asked again after nobody could help.
-const PAUSE: Duration = Duration::from_secs(30);
+/// How long nobody is asked again after nobody could help, in milliseconds.
+const PAUSE: i64 = 30_000;
+/// How often in a row nobody can help until it is not worth waiting for, and how long who asks again is kept waiting.
+const TIMES: u32 = 4;
+const WAIT: Duration = Duration::from_secs(2);
 /// How long other servers are asked for one part of history.
 const TIME: Duration = Duration::from_mins(2);
 /// How many states are asked for, for one part of history.
 const STATES: usize = 5;
 
-/// Fetches what is missing directly before the part of a room's history that begins at `depth`. Answers whether something
+/// Fetches what is missing directly before the events of a room's history between these depths. Answers whether something
 /// has come.
 ///
 /// # Errors
 /// If the database fails.
-pub async fn extend(app: &App, room: &Arc<Room>, depth: i64) -> Result<bool> {
+pub async fn extend(app: &App, room: &Arc<Room>, depths: &RangeInclusive<i64>) -> Result<bool> {
     if room.seen().servers.is_empty() {
         return Ok(false);
     }
-    let missing = storage::gaps::from_depth(&app.db, room.nid, depth, MISSING).await?;
+    let missing = storage::gaps::within(&app.db, room.nid, depths, MISSING).await?;
     if missing.is_empty() {
         return Ok(false);
     }
     let mut failed = room.history.lock().await;
-    if failed.is_some_and(|failed: Instant| failed.elapsed() < PAUSE) {
+    if failed.is_some_and(|(until, _)| app.clock.now() < until) {
         return Ok(false);
     }
     // Somebody else may have fetched it meanwhile.
-    let now = storage::gaps::from_depth(&app.db, room.nid, depth, MISSING).await?;
+    let now = storage::gaps::within(&app.db, room.nid, depths, MISSING).await?;
     if now != missing {
         return Ok(true);
     }
@@ -63,13 +63,31 @@ pub async fn extend(app: &App, room: &Arc<Room>, depth: i64) -> Result<bool> {
         let Some(events) = fetch::history(search, app, room, &server, ids.clone()).await? else {
             continue;
         };
-        if add(search, app, room, &server, &events).await? {
+        let has_come = add(search, app, room, &server, &events).await?;
+        // What was missing may have come as news meanwhile.
+        let left = storage::gaps::within(&app.db, room.nid, depths, MISSING).await?;
+        if has_come || left != missing {
             *failed = None;
             return Ok(true);
         }
     }
-    *failed = Some(Instant::now());
+    let times = failed.map_or(1, |(_, times)| times + 1);
+    *failed = Some((app.clock.now() + PAUSE, times));
     Ok(false)
+}
+
+/// Whether it is worth asking again for what could not be fetched; who is told so is kept waiting for a while first, so that
+/// asking again and again costs little. It is not when nobody could help several times in a row.
+pub async fn is_hopeful(app: &App, room: &Room) -> bool {
+    let failed = *room.history.lock().await;
+    if let Some((until, times)) = failed {
+        if times >= TIMES {
+            return false;
+        }
+        let wait = u64::try_from(until - app.clock.now()).unwrap_or(0);
+        tokio::time::sleep(Duration::from_millis(wait).min(WAIT)).await;
+    }
+    true
 }
 
 /// Fetches the event nearest to a time on one side of it, with some of those before it, if others know a nearer one than
@@ -83,7 +101,7 @@ pub async fn reach(
     (ts, direction): (MilliSecondsSinceUnixEpoch, Direction),
     nearest: Option<MilliSecondsSinceUnixEpoch>,
 ) -> Result<bool> {
-    if !is_missing(app, room, 0).await? {
+    if next_gap(app, room, &(0..=i64::MAX)).await?.is_none() {
         return Ok(false);
     }
     let is_nearer = |told: MilliSecondsSinceUnixEpoch| match direction {
@@ -112,16 +130,16 @@ pub async fn reach(
     Ok(false)
 }
 
-/// Whether something is missing directly before the part of a room's history that begins at `depth`.
+/// The deepest event between these depths directly before which something is missing: its depth.
 ///
 /// # Errors
 /// If the database fails.
-pub async fn is_missing(app: &App, room: &Room, depth: i64) -> Result<bool> {
+pub async fn next_gap(app: &App, room: &Room, depths: &RangeInclusive<i64>) -> Result<Option<i64>> {
     if room.seen().servers.is_empty() {
-        return Ok(false);
+        return Ok(None);
     }
-    let missing = storage::gaps::from_depth(&app.db, room.nid, depth, 1).await?;
-    Ok(!missing.is_empty())
+    let missing = storage::gaps::within(&app.db, room.nid, depths, 1).await?;
+    Ok(missing.first().map(|(_, depth)| *depth))
 }
 
 /// The servers with the most people in the room.
