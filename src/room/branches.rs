@@ -125,6 +125,9 @@ pub async fn compare(app: &App, states: &[Derived]) -> Result<Conflict> {
                 .into_keys(),
         );
     }
+    if keys.is_empty() {
+        return Ok(Conflict::default());
+    }
     let mut keys: Vec<KeyNid> = keys.into_iter().collect();
     let mut found = Vec::with_capacity(states.len());
     for state in states {

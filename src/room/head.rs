@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use ruma::{OwnedEventId, events::StateEventType};
+use ruma::{OwnedEventId, UserId, events::StateEventType};
 
 use crate::{
     app::App,
@@ -68,9 +68,10 @@ pub async fn load(app: &App, room: &Room) -> Result<Head> {
         // It was read between a commit and its being told; the log tells in order.
         app.log.settled().await?;
     }
-    let ids: HashMap<_, _> = storage::events::ids(&app.db, &row.extremities)
+    let known: HashMap<_, _> = storage::events::senders(&app.db, &row.extremities)
         .await?
         .into_iter()
+        .map(|(nid, id, sender)| (nid, (id, sender)))
         .collect();
     let after = branches::after(&app.db, &row.extremities).await?;
     let extremities = row
@@ -78,11 +79,15 @@ pub async fn load(app: &App, room: &Room) -> Result<Head> {
         .iter()
         .map(|nid| {
             let lost = |what| Error::internal(format!("{} has lost {what} {}", room.id, nid.0));
-            let id = ids.get(nid).ok_or_else(|| lost("event"))?;
+            let (id, sender) = known.get(nid).ok_or_else(|| lost("event"))?;
             let after = after.get(nid).ok_or_else(|| lost("the state after"))?;
             Ok(Extremity {
                 nid: *nid,
                 id: OwnedEventId::try_from(id.as_str()).map_err(Error::internal)?,
+                server: <&UserId>::try_from(sender.as_str())
+                    .map_err(Error::internal)?
+                    .server_name()
+                    .to_owned(),
                 after: *after,
             })
         })

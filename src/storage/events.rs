@@ -387,6 +387,19 @@ pub async fn ids(db: &Db, nids: &[EventNid]) -> Result<Vec<(EventNid, String)>> 
         .collect()
 }
 
+/// The ids of events, and who sent them.
+pub async fn senders(db: &Db, nids: &[EventNid]) -> Result<Vec<(EventNid, String, String)>> {
+    let query = sql!(
+        "SELECT e.nid, e.event_id, u.mxid FROM event e JOIN user_id u ON u.nid = e.sender_nid WHERE e.nid ",
+        list(1)
+    );
+    db.rows(query, args![nids])
+        .await?
+        .iter()
+        .map(|row| Ok((EventNid(row.get(0)?), row.get(1)?, row.get(2)?)))
+        .collect()
+}
+
 /// How many events that notify by default some users have sent after the position `from`, up to `to`: in a thread, or
 /// (0) outside of all.
 pub async fn sent_between(

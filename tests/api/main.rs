@@ -29,6 +29,7 @@ mod edus;
 mod fallback;
 mod federation_client;
 mod hidden_events;
+mod hostile_branches;
 mod hostile_gaps;
 mod hostile_invites;
 mod hostile_joins;

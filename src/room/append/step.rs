@@ -1,9 +1,9 @@
 //! One change to a room, while it is being computed.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{cmp::Reverse, collections::HashMap, sync::Arc};
 
-use homing_federation::event::Pdu;
-use ruma::OwnedServerName;
+use homing_federation::{draft::MAX_PREV_EVENTS, event::Pdu};
+use ruma::{OwnedServerName, ServerName};
 
 use super::{
     NewEvent, Sender,
@@ -230,15 +230,18 @@ impl<'a> Step<'a> {
         }
     }
 
-    /// Makes an event the one that the next event follows, in place of those that it follows itself.
+    /// Makes an event the one that the next event follows, in place of those that it follows itself. There are never more
+    /// than one event can follow.
     pub(in crate::room) fn follow(&mut self, event: &Event, after: StateAt) {
         self.extremities
             .retain(|extremity| !event.pdu.prev_events.contains(&extremity.id));
         self.extremities.push(Extremity {
             nid: event.nid,
             id: event.pdu.event_id.clone(),
+            server: event.pdu.sender.server_name().to_owned(),
             after,
         });
+        keep_few(&mut self.extremities, self.app.name());
         self.row.max_depth = self.row.max_depth.max(event.pdu.depth);
     }
 
@@ -390,6 +393,27 @@ impl<'a> Step<'a> {
             appended: self.arrived,
             reading: Arc::clone(&self.head.reading),
         })
+    }
+}
+
+/// Lets go of extremities that are too many: the oldest one of the server that has most of them, again and again. What a
+/// server has sent last mostly rests on all that it sent before; so who makes many branches crowds out their own.
+fn keep_few(extremities: &mut Vec<Extremity>, own: &ServerName) {
+    while extremities.len() > MAX_PREV_EVENTS {
+        let of = |server: &ServerName| {
+            extremities
+                .iter()
+                .filter(|one| one.server == server)
+                .count()
+        };
+        let count = |(index, one): &(usize, &Extremity)| {
+            let is_foreign = one.server != own;
+            (of(&one.server), is_foreign, Reverse(*index))
+        };
+        let Some((index, _)) = extremities.iter().enumerate().max_by_key(count) else {
+            return;
+        };
+        extremities.remove(index);
     }
 }
 

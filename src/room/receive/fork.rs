@@ -20,7 +20,7 @@ use crate::{
         resolution::Newest,
     },
     storage::{
-        self, KeyNid,
+        self, Event, KeyNid,
         events::{Stub, flags},
         gaps,
         state::StateAt,
@@ -131,14 +131,8 @@ async fn accept(
 ) -> Result<()> {
     let (pdu, placed) = redacted_early(step, item, placed, now)?;
     item.meet_early(step, placed.nid);
-    let mut states = vec![after.state];
     if item.is_return {
         step.extremities.clear();
-    }
-    for extremity in &step.extremities {
-        if !pdu.prev_events.contains(&extremity.id) {
-            states.push(Derived::stored(extremity.after));
-        }
     }
     let key = key_of(&pdu);
     let replaces = key
@@ -151,11 +145,12 @@ async fn accept(
         event: &event,
         auth: &auth,
     };
+    step.follow(&event, after.at);
+    let states = branches(step, &event, after.state);
     let current = current(step, states, after.key.map(|_| newest)).await?;
     let own = key.as_ref().map(|key| (key, &event));
     let Changed { own, others, .. } = step.set_current(&current, own, at).await?;
     step.apply_redaction(&event, now).await?;
-    step.follow(&event, after.at);
     let is_other = key.is_some() && !own || !others.is_empty() || item.before.is_some();
     step.come(event, key.filter(|_| own), at);
     if is_other {
@@ -202,13 +197,24 @@ async fn add_history(
     Ok(())
 }
 
+/// The states of the room's branches, each once; `after` is that after `event`, with which one of them ends.
+fn branches(step: &Step<'_>, event: &Event, after: Derived) -> Vec<Derived> {
+    let others = step.extremities.iter().filter(|one| one.nid != event.nid);
+    let mut others: Vec<StateAt> = others.map(|one| one.after).collect();
+    others.sort_unstable_by_key(|at| (at.line, at.sv));
+    others.dedup();
+    let mut states: Vec<Derived> = others.into_iter().map(Derived::stored).collect();
+    states.retain(|state| *state != after);
+    states.insert(0, after);
+    states
+}
+
 /// The state that the room's branches amount to; `newest` is in one of them.
 async fn current(
     step: &Step<'_>,
-    mut states: Vec<Derived>,
+    states: Vec<Derived>,
     newest: Option<Newest<'_>>,
 ) -> Result<Derived> {
-    states.dedup();
     if let [only] = states.as_slice() {
         return Ok(only.clone());
     }
