@@ -62,6 +62,7 @@ mod remote_spaces;
 mod resident;
 mod rooms;
 mod search;
+mod second_chances;
 mod send;
 mod send_cost;
 mod server_authentication;
