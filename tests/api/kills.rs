@@ -1,11 +1,11 @@
-//! A server that is killed with `kill -9` while somebody joins a room elsewhere: nothing is half done.
+//! Servers that share rooms and are killed with `kill -9` in the middle of it: nothing that was acknowledged is lost,
+//! nothing is there twice, and nothing is half done.
 
 use std::{
-    path::PathBuf,
-    process::{Child, Command, Stdio},
+    collections::BTreeSet,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -13,166 +13,110 @@ use std::{
 use axum::{body::Body, response::Response};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
-use reqwest::{Client, Method, StatusCode};
+use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 use crate::{
     fake_room::FakeRoom,
     fake_server::FakeServer,
-    server::{PASSWORD, new_database},
-    tls,
+    site::{Person, Site},
 };
 
-/// A server that can be run as a process, again and again.
-struct Site {
-    folder: TempDir,
-    url: String,
-    http: Client,
-}
+/// How often one of the servers is killed.
+const KILLS: u64 = 6;
+/// How long all may take that has to come in the end.
+const PATIENCE: Duration = Duration::from_mins(2);
 
-/// The process; killed when dropped.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        drop(self.0.kill());
-        drop(self.0.wait());
+/// Sends to rooms in turn until it is told to stop or its server is gone; answers what was acknowledged.
+async fn send(person: Person, rooms: Vec<String>, stop: Arc<AtomicBool>) -> Vec<(String, String)> {
+    let mut acknowledged = Vec::new();
+    for room in rooms.iter().cycle() {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        match person.says(room).await {
+            Some(id) => acknowledged.push((room.clone(), id)),
+            None => break,
+        }
     }
+    acknowledged
 }
 
-impl Site {
-    async fn new() -> Self {
-        let folder = TempDir::new().expect("a temporary directory can be made");
-        let (port, plain) = (tls::free_port(), tls::free_port());
-        let listener = tls::listener(folder.path(), port);
-        let path = |path: &Option<PathBuf>| path.as_ref().unwrap().display().to_string();
-        let authority = tls::write_authority(folder.path());
-        let database = match std::env::var("TEST_POSTGRES") {
-            Ok(url) => format!("[database]\nurl = \"{}\"\n", new_database(&url).await),
-            Err(_) => String::new(),
-        };
-        let name = format!("localhost:{port}");
-        let config = format!(
-            "server_name = \"{name}\"\ndata_dir = \"{}\"\n\
-             [[listeners]]\nbind = \"127.0.0.1:{plain}\"\n\
-             [[listeners]]\nbind = \"127.0.0.1:{port}\"\ntls = true\ncert = \"{}\"\nkey = \"{}\"\n\
-             [registration]\nmode = \"open\"\n[rate_limits]\nenabled = false\n\
-             [federation]\nca_file = \"{}\"\nallow_addresses = [\"127.0.0.0/8\"]\n{database}",
-            folder.path().join("data").display(),
-            path(&listener.cert),
-            path(&listener.key),
-            authority.display(),
+/// Waits until a room has all these messages for somebody, each once. Answers all that it has.
+async fn has_all(person: &Person, room: &str, wanted: &BTreeSet<&String>) -> Vec<String> {
+    let started = Instant::now();
+    loop {
+        let found = person.messages(room).await;
+        let once: BTreeSet<&String> = found.iter().collect();
+        assert_eq!(once.len(), found.len(), "something is there twice");
+        let missing = wanted.difference(&once).count();
+        if missing == 0 {
+            return found;
+        }
+        assert!(
+            started.elapsed() < PATIENCE,
+            "{missing} of {} messages are not there",
+            wanted.len()
         );
-        std::fs::write(folder.path().join("homing.toml"), config).expect("a file can be written");
-        Self {
-            folder,
-            url: format!("http://127.0.0.1:{plain}"),
-            http: Client::new(),
-        }
-    }
-
-    /// Runs the server and waits until it answers.
-    async fn run(&self) -> Process {
-        let child = Command::new(env!("CARGO_BIN_EXE_homing"))
-            .arg("serve")
-            .env("HOMING_CONFIG", self.folder.path().join("homing.toml"))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the server starts");
-        let process = Process(child);
-        let started = Instant::now();
-        while self
-            .call(Method::GET, "/health", None, None)
-            .await
-            .is_none()
-        {
-            assert!(started.elapsed() < Duration::from_mins(1), "no answer");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        process
-    }
-
-    /// The answer, if there is one.
-    async fn call(
-        &self,
-        method: Method,
-        path: &str,
-        token: Option<&str>,
-        body: Option<Value>,
-    ) -> Option<(StatusCode, Value)> {
-        let mut request = self.http.request(method, format!("{}{path}", self.url));
-        if let Some(token) = token {
-            request = request.bearer_auth(token);
-        }
-        if let Some(body) = body {
-            request = request.json(&body);
-        }
-        let response = request.send().await.ok()?;
-        let status = response.status();
-        let bytes = response.bytes().await.ok()?;
-        Some((status, serde_json::from_slice(&bytes).unwrap_or_default()))
-    }
-
-    async fn register(self: &Arc<Self>, name: &str) -> Person {
-        let body =
-            json!({ "username": name, "password": PASSWORD, "auth": { "type": "m.login.dummy" } });
-        let path = "/_matrix/client/v3/register";
-        let answer = self.call(Method::POST, path, None, Some(body)).await;
-        let (_, answer) = answer.expect("an answer");
-        Person {
-            site: Arc::clone(self),
-            token: answer["access_token"].as_str().expect("a token").to_owned(),
-        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }
 
-/// Somebody with an account.
-#[derive(Clone)]
-struct Person {
-    site: Arc<Site>,
-    token: String,
-}
-
-impl Person {
-    async fn call(
-        &self,
-        method: Method,
-        path: &str,
-        body: Option<Value>,
-    ) -> Option<(StatusCode, Value)> {
-        let path = format!("/_matrix/client/v3{path}");
-        self.site.call(method, &path, Some(&self.token), body).await
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_two_servers_tell_each_other_survives_kills() {
+    let (here, there) = (Arc::new(Site::new().await), Arc::new(Site::new().await));
+    let (mut a, mut b) = tokio::join!(here.run(), there.run());
+    let (alice, bob) = (here.register("alice").await, there.register("bob").await);
+    let mut rooms = Vec::new();
+    for _ in 0..4 {
+        let body = json!({ "preset": "public_chat" });
+        let made = alice.does(Method::POST, "/createRoom", Some(body)).await;
+        let room = made["room_id"].as_str().unwrap().to_owned();
+        let path = format!("/join/{room}?via={}", here.name);
+        bob.does(Method::POST, &path, Some(json!({}))).await;
+        rooms.push(room);
     }
-
-    /// Does what must work.
-    async fn does(&self, method: Method, path: &str, body: Option<Value>) -> Value {
-        let (status, answer) = self.call(method, path, body).await.expect("an answer");
-        assert_eq!(status, StatusCode::OK, "{path} {answer}");
-        answer
-    }
-
-    /// Sends a message; answers its id if it was acknowledged.
-    async fn says(&self, room: &str) -> Option<String> {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = format!("/rooms/{room}/send/m.room.message/t{number}");
-        let body = json!({ "msgtype": "m.text", "body": number.to_string() });
-        match self.call(Method::PUT, &path, Some(body)).await? {
-            (StatusCode::OK, answer) => Some(answer["event_id"].as_str()?.to_owned()),
-            _ => None,
+    // Only alice sends to the first rooms, so their order is hers.
+    let shared = rooms[2..].to_vec();
+    let mut acknowledged = Vec::new();
+    for number in 0..KILLS {
+        let stop = Arc::new(AtomicBool::new(false));
+        let sends = [
+            tokio::spawn(send(alice.clone(), rooms.clone(), Arc::clone(&stop))),
+            tokio::spawn(send(alice.clone(), rooms.clone(), Arc::clone(&stop))),
+            tokio::spawn(send(bob.clone(), shared.clone(), Arc::clone(&stop))),
+        ];
+        // Any moment will do; it is the one wait here that waits for nothing.
+        let wait = rand::random_range(200..1000);
+        tokio::time::sleep(Duration::from_millis(wait)).await;
+        if number == KILLS / 2 {
+            drop(a);
+            a = here.run().await;
+        } else {
+            drop(b);
+            b = there.run().await;
+        }
+        stop.store(true, Ordering::Relaxed);
+        for send in sends {
+            acknowledged.extend(send.await.unwrap());
         }
     }
-
-    async fn is_in(&self, room: &str) -> bool {
-        let joined = self.does(Method::GET, "/joined_rooms", None).await;
-        joined["joined_rooms"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .any(|it| it == room)
+    assert!(acknowledged.len() > 50, "{}", acknowledged.len());
+    // Who hears from a server tries it again at once.
+    for (person, other) in [(&alice, &bob), (&bob, &alice)] {
+        let path = format!("/profile/{}", other.id);
+        person.does(Method::GET, &path, None).await;
     }
+    for (index, room) in rooms.iter().enumerate() {
+        let of_room = acknowledged.iter().filter(|(of, _)| of == room);
+        let wanted: BTreeSet<&String> = of_room.map(|(_, id)| id).collect();
+        let theirs = has_all(&bob, room, &wanted).await;
+        let ours = has_all(&alice, room, &wanted).await;
+        if index < 2 {
+            assert_eq!(ours, theirs);
+        }
+    }
+    drop((a, b));
 }
 
 /// A large public room of the fake server.
@@ -196,7 +140,7 @@ fn large_room(fake: &FakeServer) -> FakeRoom {
 }
 
 /// How many others are in that room.
-const MEMBERS: usize = 1500;
+const MEMBERS: usize = 600;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_join_that_dies_leaves_nothing_half_done() {
@@ -204,7 +148,7 @@ async fn a_join_that_dies_leaves_nothing_half_done() {
     let mut process = site.run().await;
     let alice = site.register("alice").await;
     // In the middle of the answer, and at any time after it.
-    for pause in [None, Some(10), Some(200), Some(500), Some(1000), Some(2000)] {
+    for pause in [None, Some(10), Some(100), Some(300), Some(700)] {
         let room = large_room(&fake);
         let id = room.id.as_str();
         room.host(&fake, |_| {});

@@ -12,6 +12,7 @@
 mod fake_room;
 mod fake_server;
 mod server;
+mod site;
 mod tls;
 
 mod account;
@@ -35,6 +36,7 @@ mod hostile_invites;
 mod hostile_joins;
 mod hostile_transactions;
 mod kills;
+mod kills_while_fetching;
 mod late_branches;
 mod links;
 mod log;
