@@ -28,7 +28,7 @@ use crate::{
     error::{Error, Result},
     filter::Filter,
     room::visibility::Viewer,
-    storage::{AccountData, Pos},
+    storage::{self, AccountData, Pos},
     telemetry::Counted,
     token::Token,
 };
@@ -171,7 +171,23 @@ async fn answer(
     let mut answer = Answer::default();
     let rooms = std::mem::take(&mut plan.rooms);
     for members in rooms.chunks(batch::ROOMS) {
-        batch::add(&context, &mut plan, members, &mut answer).await?;
+        match batch::add(&context, &mut plan, members, &mut answer).await {
+            Err(error) if is_unreadable(&error) => {}
+            result => {
+                result?;
+                continue;
+            }
+        }
+        // Who may see what of a room hangs on some of its events. If one of these cannot be read, the room is left out.
+        for member in members {
+            let member = std::slice::from_ref(member);
+            match batch::add(&context, &mut plan, member, &mut answer).await {
+                Err(error) if is_unreadable(&error) => {
+                    tracing::error!(room = member[0].room.0, %error, "a room cannot be read");
+                }
+                result => result?,
+            }
+        }
     }
     answer.presence.events = ephemeral::presence(&context, &plan).await?;
     let global = plan.account_data.remove(&None).unwrap_or_default();
@@ -192,6 +208,11 @@ async fn answer(
     };
     answer.next_batch = token(app, next).to_string();
     Ok((answer, next))
+}
+
+/// Whether something that is stored makes no sense.
+fn is_unreadable(error: &Error) -> bool {
+    matches!(error, Error::Database(storage::Error::Decode(_)))
 }
 
 fn token(app: &App, since: Since) -> Token {

@@ -125,7 +125,7 @@ async fn judge(
         let Some(room) = rooms.get(&room) else {
             continue;
         };
-        let events = storage::events::many(&app.db, room.rules, &nids).await?;
+        let events = storage::events::some(&app.db, room.rules, &nids).await?;
         let events: Vec<Arc<Event>> = events.into_iter().map(Arc::new).collect();
         let sight = Sight::load(app, room, viewer, &events).await?;
         for event in &events {

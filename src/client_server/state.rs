@@ -54,7 +54,7 @@ async fn get_state_events(
 }
 
 async fn current(app: &App, room: &Room) -> Result<Vec<Arc<Event>>> {
-    let events = storage::state::current(&app.db, room.rules, room.nid, None).await?;
+    let events = storage::state::whole(&app.db, room.rules, room.nid).await?;
     Ok(events.into_iter().map(Arc::new).collect())
 }
 
@@ -134,7 +134,7 @@ async fn get_member_events(
             ];
             let members = members::of_room(&app.db, room.nid, &all).await?;
             let nids: Vec<_> = members.iter().map(|member| member.event).collect();
-            let events = storage::events::many(&app.db, room.rules, &nids).await?;
+            let events = storage::events::some(&app.db, room.rules, &nids).await?;
             events.into_iter().map(Arc::new).collect()
         }
     };

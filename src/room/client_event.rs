@@ -207,7 +207,7 @@ async fn others(
         }
     }
     wanted.retain(|nid| !found.contains_key(nid));
-    for event in storage::events::many(&app.db, room.rules, &wanted).await? {
+    for event in storage::events::some(&app.db, room.rules, &wanted).await? {
         found.insert(event.nid, Arc::new(event));
     }
     Ok(found)

@@ -122,7 +122,7 @@ pub async fn current_state(app: &App, room: &Room, keys: &[Key]) -> Result<State
     }
     let nids = app.names.find_keys(&app.db, &missing).await?;
     let wanted: Vec<_> = nids.values().copied().collect();
-    let events = storage::state::current(&app.db, room.rules, room.nid, Some(&wanted)).await?;
+    let events = storage::state::current(&app.db, room.rules, room.nid, &wanted).await?;
     let by_nid: HashMap<_, _> = events
         .into_iter()
         .filter_map(|event| Some((event.key?, Arc::new(event))))

@@ -172,7 +172,10 @@ async fn load(app: &App, asker: Asker<'_>, ids: &[OwnedRoomId]) -> Result<Found>
         for (room, json) in
             summaries::state_of_type(&app.db, &spaces, "m.space.child", MAX_CHILDREN).await?
         {
-            children.entry(room).or_default().push(stripped(&json)?);
+            match stripped(&json) {
+                Ok(child) => children.entry(room).or_default().push(child),
+                Err(error) => tracing::error!(room = room.0, %error, "a child cannot be read"),
+            }
         }
     }
     let nodes = rooms.into_iter().map(|summary| {

@@ -85,7 +85,14 @@ pub async fn of_rows(app: &App, rows: Vec<SummaryRow>) -> Result<Vec<Summary>> {
         .collect();
     let rooms: Vec<RoomNid> = summaries.iter().map(|summary| summary.nid).collect();
     for (room, key, json) in summaries::state(&app.db, &rooms, &key_nids).await? {
-        let event: Value = serde_json::from_str(&json).map_err(Error::internal)?;
+        let event: Value = match serde_json::from_str(&json) {
+            Ok(event) => event,
+            // What is taken for granted without it shows nobody more than with it.
+            Err(error) => {
+                tracing::error!(room = room.0, %error, "a state event cannot be read");
+                continue;
+            }
+        };
         if let (Some(place), Some(kind)) = (places.get(&room), types.get(&key)) {
             summaries[*place].learn(kind, &event["content"]);
         }

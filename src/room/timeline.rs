@@ -310,12 +310,9 @@ impl Exact {
     ) -> Result<(Vec<Event>, Option<Place>)> {
         let limit = i64::try_from(wanted).unwrap_or(SCAN).min(SCAN);
         if self.is_empty() {
-            let events = storage::timeline::page(&app.db, room.rules, range, limit).await?;
-            let next = events
-                .last()
-                .filter(|_| events.len() >= wanted)
-                .map(|last| range.beyond(Place::after(last)));
-            return Ok((events, next));
+            let page = storage::timeline::page(&app.db, room.rules, range, limit);
+            let (events, last) = page.await?;
+            return Ok((events, last.map(|last| range.beyond(last))));
         }
         let outlines = storage::timeline::outlines(&app.db, range, SCAN).await?;
         let mut next = outlines
@@ -335,7 +332,7 @@ impl Exact {
                 break;
             }
         }
-        let mut events = storage::events::many(&app.db, room.rules, &nids).await?;
+        let mut events = storage::events::some(&app.db, room.rules, &nids).await?;
         storage::timeline::sort(&mut events, range.direction);
         Ok((events, next))
     }
@@ -388,7 +385,7 @@ pub async fn state_at(
     } else {
         let nids = storage::state::all_at(&app.db, at).await?;
         let nids: Vec<_> = nids.into_iter().map(|(_, event)| event).collect();
-        storage::events::many(&app.db, room.rules, &nids).await?
+        storage::events::some(&app.db, room.rules, &nids).await?
     };
     Ok(events.into_iter().map(Arc::new).collect())
 }
@@ -465,7 +462,7 @@ pub async fn current(app: &App, room: &Room, key: &Key) -> Result<Option<Arc<Eve
 /// If the database fails.
 pub async fn last_before(app: &App, room: &Room, place: Place) -> Result<Option<Arc<Event>>> {
     let range = Range::before(room.nid, place);
-    let mut page = storage::timeline::page(&app.db, room.rules, &range, 1).await?;
+    let (mut page, _) = storage::timeline::page(&app.db, room.rules, &range, 1).await?;
     Ok(page.pop().map(Arc::new))
 }
 
@@ -475,7 +472,7 @@ pub async fn last_before(app: &App, room: &Room, place: Place) -> Result<Option<
 /// If the database fails.
 pub async fn beginning(app: &App, room: &Room) -> Result<Option<Arc<Event>>> {
     let all = Range::after(room.nid, Place::START);
-    let first = storage::timeline::page(&app.db, room.rules, &all, 2).await?;
+    let (first, _) = storage::timeline::page(&app.db, room.rules, &all, 2).await?;
     let mut first = first.into_iter();
     let event = match first.next() {
         Some(create) if is_create(&create) => first.next().or(Some(create)),

@@ -320,6 +320,23 @@ pub fn event(row: &Row, rules: &RoomVersionRules) -> Result<Event> {
     })
 }
 
+/// Reads an event for somebody who looks at a room. One that cannot be read is `None` and a line in the log: it costs the
+/// others nothing. Who judges by events must know all of them, and takes [`event`].
+///
+/// # Errors
+/// If the row cannot be read.
+pub fn readable(row: &Row, rules: &RoomVersionRules) -> Result<Option<Event>> {
+    match event(row, rules) {
+        Ok(event) => Ok(Some(event)),
+        Err(super::Error::Decode(error)) => {
+            let event: String = row.get(1)?;
+            tracing::error!(event, %error, "an event cannot be read, and is left out");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 fn decode_error(error: impl std::error::Error + Send + Sync + 'static) -> super::Error {
     super::Error::Decode(Box::new(error))
 }
@@ -344,6 +361,18 @@ pub async fn by_id(
 
 /// The events with these nids, in no particular order.
 pub async fn many(db: &Db, rules: &RoomVersionRules, nids: &[EventNid]) -> Result<Vec<Event>> {
+    let rows = rows(db, nids).await?;
+    rows.iter().map(|row| event(row, rules)).collect()
+}
+
+/// Those of the events with these nids that can be read, for somebody who looks at them.
+pub async fn some(db: &Db, rules: &RoomVersionRules, nids: &[EventNid]) -> Result<Vec<Event>> {
+    let rows = rows(db, nids).await?;
+    let events = rows.iter().map(|row| readable(row, rules));
+    events.filter_map(Result::transpose).collect()
+}
+
+async fn rows(db: &Db, nids: &[EventNid]) -> Result<Vec<Row>> {
     if nids.is_empty() {
         return Ok(Vec::new());
     }
@@ -353,11 +382,7 @@ pub async fn many(db: &Db, rules: &RoomVersionRules, nids: &[EventNid]) -> Resul
         " FROM event e JOIN event_json j ON j.nid = e.nid WHERE e.nid ",
         list(1)
     );
-    db.rows(query, args![nids])
-        .await?
-        .iter()
-        .map(|row| event(row, rules))
-        .collect()
+    db.rows(query, args![nids]).await
 }
 
 /// The event that a device sent to a room under a transaction id, if it did.

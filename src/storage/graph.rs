@@ -2,7 +2,7 @@
 
 use ruma::room_version_rules::RoomVersionRules;
 
-use super::{Db, Event, EventNid, Result, RoomNid, events::event, timeline::Place};
+use super::{Db, Event, EventNid, Result, RoomNid, events::readable, timeline::Place};
 use crate::{args, sql};
 
 /// How many events are looked up at once.
@@ -26,7 +26,7 @@ pub async fn before(
     db.rows(query, args![room, place.depth, place.ord, limit])
         .await?
         .iter()
-        .map(|row| event(row, rules))
+        .filter_map(|row| readable(row, rules).transpose())
         .collect()
 }
 

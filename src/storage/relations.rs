@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use ruma::{api::Direction, room_version_rules::RoomVersionRules};
 
 use super::{
-    Db, Event, EventNid, Insert, Result, RoomNid, Row, TypeNid, UserNid, Write, events::event,
+    Db, Event, EventNid, Insert, Result, RoomNid, Row, TypeNid, UserNid, Write, events::readable,
     timeline::Range,
 };
 use crate::{args, sql};
@@ -164,18 +164,21 @@ pub async fn children(
     db.rows(query, args)
         .await?
         .iter()
-        .map(|row| child(row, rules))
+        .filter_map(|row| child(row, rules).transpose())
         .collect()
 }
 
-fn child(row: &Row, rules: &RoomVersionRules) -> Result<Child> {
-    Ok(Child {
+fn child(row: &Row, rules: &RoomVersionRules) -> Result<Option<Child>> {
+    let Some(event) = readable(row, rules)? else {
+        return Ok(None);
+    };
+    Ok(Some(Child {
         parent: EventNid(row.get(18)?),
         rel_type: row.get(19)?,
         total: row.get(20)?,
         own: row.get::<Option<i64>>(21)?.unwrap_or(0) > 0,
-        event: event(row, rules)?,
-    })
+        event,
+    }))
 }
 
 /// Those of `events` that have a child of one of these kinds from one of these users; `None` stands for any.
@@ -264,7 +267,7 @@ pub async fn page(
     db.rows(query, args)
         .await?
         .iter()
-        .map(|row| event(row, rules))
+        .filter_map(|row| readable(row, rules).transpose())
         .collect()
 }
 

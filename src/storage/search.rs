@@ -4,7 +4,7 @@ use homing_federation::Pdu;
 use ruma::room_version_rules::RoomVersionRules;
 use serde::Deserialize;
 
-use super::{Db, Event, EventNid, Insert, Result, RoomNid, UserNid, Write, events::event};
+use super::{Db, Event, EventNid, Insert, Result, RoomNid, UserNid, Write, events::readable};
 use crate::{args, sql};
 
 /// How much of a text can be found, in bytes.
@@ -234,7 +234,9 @@ pub async fn page<'r>(
         let Some(rules) = rules(RoomNid(row.get(2)?)) else {
             continue;
         };
-        let event = event(&row, rules)?;
+        let Some(event) = readable(&row, rules)? else {
+            continue;
+        };
         let place = Place {
             fit: row.get(19)?,
             ts: i64::from(event.pdu.origin_server_ts.0),

@@ -6,7 +6,10 @@ use std::collections::HashMap;
 
 use ruma::room_version_rules::RoomVersionRules;
 
-use super::{Db, Event, EventNid, Insert, KeyNid, Position, Result, RoomNid, Write, events::event};
+use super::{
+    Db, Event, EventNid, Insert, KeyNid, Position, Result, RoomNid, Write,
+    events::{event, readable},
+};
 use crate::{args, sql};
 
 /// How deep lines may nest; deeper ones are not made.
@@ -97,36 +100,38 @@ pub fn set_in_line(version: StateAt, key: KeyNid, event: Option<EventNid>) -> Wr
     Write::Insert(&CHANGE, args![version.line, key, version.sv, event])
 }
 
-/// Events of the current state: all, or those with the given keys.
+/// Events of the current state with the given keys.
 pub async fn current(
     db: &Db,
     rules: &RoomVersionRules,
     room: RoomNid,
-    keys: Option<&[KeyNid]>,
+    keys: &[KeyNid],
 ) -> Result<Vec<Event>> {
-    let rows = match keys {
-        Some([]) => return Ok(Vec::new()),
-        Some(keys) => {
-            let query = sql!(
-                "SELECT ",
-                (event_columns),
-                " FROM current_state c JOIN event e ON e.nid = c.event_nid JOIN event_json j ON j.nid = e.nid ",
-                "WHERE c.room_nid = $1 AND c.key_nid ",
-                list(2)
-            );
-            db.rows(query, args![room, keys]).await?
-        }
-        None => {
-            let query = sql!(
-                "SELECT ",
-                (event_columns),
-                " FROM current_state c JOIN event e ON e.nid = c.event_nid JOIN event_json j ON j.nid = e.nid ",
-                "WHERE c.room_nid = $1"
-            );
-            db.rows(query, args![room]).await?
-        }
-    };
+    if keys.is_empty() {
+        return Ok(Vec::new());
+    }
+    let query = sql!(
+        "SELECT ",
+        (event_columns),
+        " FROM current_state c JOIN event e ON e.nid = c.event_nid JOIN event_json j ON j.nid = e.nid ",
+        "WHERE c.room_nid = $1 AND c.key_nid ",
+        list(2)
+    );
+    let rows = db.rows(query, args![room, keys]).await?;
     rows.iter().map(|row| event(row, rules)).collect()
+}
+
+/// All events of the current state that can be read, for somebody who looks at them.
+pub async fn whole(db: &Db, rules: &RoomVersionRules, room: RoomNid) -> Result<Vec<Event>> {
+    let query = sql!(
+        "SELECT ",
+        (event_columns),
+        " FROM current_state c JOIN event e ON e.nid = c.event_nid JOIN event_json j ON j.nid = e.nid ",
+        "WHERE c.room_nid = $1"
+    );
+    let rows = db.rows(query, args![room]).await?;
+    let events = rows.iter().map(|row| readable(row, rules));
+    events.filter_map(Result::transpose).collect()
 }
 
 /// The lines that a line goes on from, nearest first, each with the version at which it was left; the line itself is

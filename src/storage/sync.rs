@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use ruma::room_version_rules::RoomVersionRules;
 
 use super::{
-    Db, Event, EventNid, KeyNid, Membership, Pos, Result, RoomNid, Row, UserNid, events::event,
+    Db, Event, EventNid, KeyNid, Membership, Pos, Result, RoomNid, Row, UserNid, events::readable,
 };
 use crate::{args, sql};
 
@@ -15,19 +15,19 @@ pub type Rules = HashMap<RoomNid, &'static RoomVersionRules>;
 /// How many receipts of a room are sent at once.
 const RECEIPTS: i64 = 100;
 
-/// Events of a room whose rules are not given are left out.
+/// Events that cannot be read are left out, and those of a room whose rules are not given.
 fn events(rows: &[Row], rules: &Rules) -> Result<Vec<Event>> {
     let mut events = Vec::with_capacity(rows.len());
     for row in rows {
         if let Some(rules) = rules.get(&RoomNid(row.get(2)?)) {
-            events.push(event(row, rules)?);
+            events.extend(readable(row, rules)?);
         }
     }
     Ok(events)
 }
 
-/// The newest events of each room, at most `limit`, after `from` up to `upto`, oldest first. Of a room that the reader
-/// has left, only those up to the leave.
+/// The newest events of each room, at most `limit`, after `from` up to `upto`, oldest first; `None` for one that cannot be
+/// read. Of a room that the reader has left, only those up to the leave.
 pub async fn timelines(
     db: &Db,
     rules: &Rules,
@@ -35,7 +35,7 @@ pub async fn timelines(
     rooms: &[RoomNid],
     (from, upto): (Pos, Pos),
     limit: i64,
-) -> Result<Vec<Event>> {
+) -> Result<Vec<(RoomNid, Option<Event>)>> {
     if rooms.is_empty() {
         return Ok(Vec::new());
     }
@@ -54,7 +54,14 @@ pub async fn timelines(
     let rows = db
         .rows(query, args![rooms, reader, from, upto, limit - 1])
         .await?;
-    events(&rows, rules)
+    let mut events = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let room = RoomNid(row.get(2)?);
+        if let Some(rules) = rules.get(&room) {
+            events.push((room, readable(row, rules)?));
+        }
+    }
+    Ok(events)
 }
 
 /// A change of a room's current state.
@@ -119,10 +126,15 @@ pub async fn states(
     events(&rows, rules)
 }
 
-/// The events of the current state with these keys in these rooms.
-pub async fn state_of(db: &Db, rules: &Rules, keys: &[(RoomNid, KeyNid)]) -> Result<Vec<Event>> {
+/// The events of the current state with these keys in these rooms; `None` for one that cannot be read.
+pub async fn state_of(
+    db: &Db,
+    rules: &Rules,
+    keys: &[(RoomNid, KeyNid)],
+) -> Result<HashMap<(RoomNid, KeyNid), Option<Event>>> {
+    let mut found = HashMap::with_capacity(keys.len());
     if keys.is_empty() {
-        return Ok(Vec::new());
+        return Ok(found);
     }
     let query = sql!(
         "SELECT ",
@@ -141,8 +153,14 @@ pub async fn state_of(db: &Db, rules: &Rules, keys: &[(RoomNid, KeyNid)]) -> Res
         .iter()
         .map(|(room, key)| format!("{} {}", room.0, key.0))
         .collect();
-    let rows = db.rows(query, args![pairs]).await?;
-    events(&rows, rules)
+    for row in &db.rows(query, args![pairs]).await? {
+        let room = RoomNid(row.get(2)?);
+        let key: Option<i64> = row.get(6)?;
+        if let (Some(rules), Some(key)) = (rules.get(&room), key) {
+            found.insert((room, KeyNid(key)), readable(row, rules)?);
+        }
+    }
+    Ok(found)
 }
 
 /// The events with these nids, of any of the rooms.
@@ -209,11 +227,13 @@ pub async fn heroes(
     );
     let mut heroes = Vec::new();
     for row in &db.rows(query, args![rooms, reader]).await? {
-        if let Some(rules) = rules.get(&RoomNid(row.get(2)?)) {
+        if let Some(rules) = rules.get(&RoomNid(row.get(2)?))
+            && let Some(event) = readable(row, rules)?
+        {
             heroes.push(Hero {
                 user: UserNid(row.get(18)?),
                 membership: Membership::from_number(row.get(19)?),
-                event: event(row, rules)?,
+                event,
             });
         }
     }

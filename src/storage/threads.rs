@@ -3,7 +3,7 @@
 use ruma::room_version_rules::RoomVersionRules;
 
 use super::{
-    Db, Event, EventNid, Insert, Pos, Position, Result, RoomNid, UserNid, Write, events::event,
+    Db, Event, EventNid, Insert, Pos, Position, Result, RoomNid, UserNid, Write, events::readable,
 };
 use crate::{args, sql};
 
@@ -189,6 +189,9 @@ pub async fn page(
     db.rows(query, args![room, before, participant, limit])
         .await?
         .iter()
-        .map(|row| Ok((event(row, rules)?, row.get(18)?)))
+        .filter_map(|row| {
+            let root = readable(row, rules).transpose()?;
+            Some(root.and_then(|root| Ok((root, row.get(18)?))))
+        })
         .collect()
 }

@@ -4,7 +4,9 @@ use std::{cmp::Reverse, collections::HashMap};
 
 use ruma::{api::Direction, room_version_rules::RoomVersionRules};
 
-use super::{Db, Event, EventNid, Pos, Result, RoomNid, Row, Sql, TypeNid, UserNid, events::event};
+use super::{
+    Db, Event, EventNid, Pos, Result, RoomNid, Row, Sql, TypeNid, UserNid, events::readable,
+};
 use crate::{args, sql};
 
 /// A place in a room's history: just after the event with this depth and order.
@@ -98,33 +100,45 @@ impl Range {
     }
 }
 
-/// The next `limit` events of a range that clients may be shown.
+/// The next `limit` events of a range that clients may be shown, without those that cannot be read; and the place of the last
+/// of them, if there are so many.
 pub async fn page(
     db: &Db,
     rules: &RoomVersionRules,
     range: &Range,
     limit: i64,
-) -> Result<Vec<Event>> {
+) -> Result<(Vec<Event>, Option<Place>)> {
     let query = match range.direction {
         Direction::Backward => sql!(
             "SELECT ",
             (event_columns),
-            " FROM event e JOIN event_json j ON j.nid = e.nid WHERE e.room_nid = $1 AND (e.depth, e.ord) <= ($2, $3) ",
+            ", e.depth FROM event e JOIN event_json j ON j.nid = e.nid WHERE e.room_nid = $1 AND (e.depth, e.ord) <= ($2, $3) ",
             "AND (e.depth, e.ord) > ($4, $5) AND e.ord <= $7 AND e.flags & 7 = 0 ",
             "ORDER BY e.depth DESC, e.ord DESC LIMIT $6"
         ),
         Direction::Forward => sql!(
             "SELECT ",
             (event_columns),
-            " FROM event e JOIN event_json j ON j.nid = e.nid WHERE e.room_nid = $1 AND (e.depth, e.ord) > ($2, $3) ",
+            ", e.depth FROM event e JOIN event_json j ON j.nid = e.nid WHERE e.room_nid = $1 AND (e.depth, e.ord) > ($2, $3) ",
             "AND (e.depth, e.ord) <= ($4, $5) AND e.ord <= $7 AND e.flags & 7 = 0 ORDER BY e.depth, e.ord LIMIT $6"
         ),
     };
-    db.rows(query, bounds(range, limit))
-        .await?
-        .iter()
-        .map(|row| event(row, rules))
-        .collect()
+    let rows = db.rows(query, bounds(range, limit)).await?;
+    let is_full = i64::try_from(rows.len()).is_ok_and(|read| read >= limit);
+    let last = match rows.last().filter(|_| is_full) {
+        Some(row) => Some(Place {
+            depth: row.get(18)?,
+            ord: row.get(4)?,
+        }),
+        None => None,
+    };
+    Ok((events(&rows, rules)?, last))
+}
+
+/// Those events that can be read.
+fn events(rows: &[Row], rules: &RoomVersionRules) -> Result<Vec<Event>> {
+    let events = rows.iter().map(|row| readable(row, rules));
+    events.filter_map(Result::transpose).collect()
 }
 
 fn bounds(range: &Range, limit: i64) -> Vec<super::Arg> {
@@ -241,7 +255,7 @@ pub async fn latest<'r>(
     {
         let room = RoomNid(row.get(2)?);
         if let Some(rules) = rules(room) {
-            found.entry(room).or_default().push(event(&row, rules)?);
+            found.entry(room).or_default().extend(readable(&row, rules)?);
         }
     }
     for events in found.values_mut() {
@@ -273,11 +287,7 @@ pub async fn around(
             "ORDER BY e.ts DESC, e.depth DESC, e.ord DESC LIMIT $3"
         ),
     };
-    db.rows(query, args![room, ts, limit])
-        .await?
-        .iter()
-        .map(|row| event(row, rules))
-        .collect()
+    events(&db.rows(query, args![room, ts, limit]).await?, rules)
 }
 
 /// Sorts events as a range gives them.

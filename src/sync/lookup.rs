@@ -55,13 +55,14 @@ pub(super) async fn state(context: &Context<'_>, wanted: Vec<(Arc<Room>, Key)>) 
     let by_key: HashMap<_, _> = storage::sync::state_of(&app.db, &rules, &pairs)
         .await?
         .into_iter()
-        .filter_map(|event| Some(((event.room, event.key?), Arc::new(event))))
+        .map(|(key, event)| (key, event.map(Arc::new)))
         .collect();
     for (room, key, read_at) in missing {
-        let event = nids
-            .get(&key)
-            .and_then(|nid| by_key.get(&(room.nid, *nid)))
-            .cloned();
+        let event = match nids.get(&key).map(|nid| by_key.get(&(room.nid, *nid))) {
+            // One that cannot be read is no reason for others to believe that there is none.
+            Some(Some(None)) => continue,
+            event => event.flatten().cloned().flatten(),
+        };
         room.seen_mut()
             .remember_state(read_at, key.clone(), event.clone());
         if let Some(event) = event {

@@ -109,7 +109,7 @@ async fn stored(
         let part = &batch.parts[*index];
         by_since.entry(part.since).or_default().push(part.room.nid);
     }
-    let mut events: HashMap<RoomNid, Vec<Arc<Event>>> = HashMap::new();
+    let mut events: HashMap<RoomNid, Vec<Option<Event>>> = HashMap::new();
     for (since, rooms) in by_since {
         let stored = storage::sync::timelines(
             &context.app.db,
@@ -120,9 +120,8 @@ async fn stored(
             i64::try_from(window).unwrap_or(i64::MAX),
         )
         .await?;
-        for event in stored {
-            let event = Arc::new(event);
-            events.entry(event.room).or_default().push(event);
+        for (room, event) in stored {
+            events.entry(room).or_default().push(event);
         }
     }
     Ok(open
@@ -132,6 +131,7 @@ async fn stored(
                 .remove(&batch.parts[*index].room.nid)
                 .unwrap_or_default();
             let is_all = events.len() < window;
+            let events = events.into_iter().flatten().map(Arc::new).collect();
             (*index, (events, is_all))
         })
         .collect())

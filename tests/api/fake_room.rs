@@ -9,8 +9,9 @@ use axum::{Json, response::IntoResponse as _};
 use homing_federation::{Draft, Pdu, room_version, strict_json};
 use reqwest::Method;
 use ruma::{
-    MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedUserId, RoomVersionId,
-    room_version_rules::RoomVersionRules,
+    CanonicalJsonObject, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedUserId,
+    RoomVersionId, canonical_json::redact_in_place, room_version_rules::RoomVersionRules,
+    signatures::content_hash,
 };
 use serde_json::{Value, json};
 
@@ -165,6 +166,37 @@ impl FakeRoom {
         draft.sign(self.rules, &fake.name, &fake.key).unwrap()
     }
 
+    /// An event of any size, right in all else. `bytes` is its size in canonical JSON, without what is not counted.
+    pub fn sign_sized(
+        &self,
+        fake: &FakeServer,
+        (kind, state_key): (&str, Option<&str>),
+        mut content: Value,
+        bytes: usize,
+    ) -> OfSize {
+        let small = self.sign(fake, self.draft(kind, state_key, content.clone()));
+        let missing = bytes - small.json.len() - r#","padding":"""#.len();
+        content["padding"] = "a".repeat(missing).into();
+        let mut object: CanonicalJsonObject = serde_json::from_value(value(&small)).unwrap();
+        object.remove("signatures");
+        object.remove("hashes");
+        let content: CanonicalJsonObject = serde_json::from_value(content).unwrap();
+        object.insert("content".to_owned(), content.into());
+        let hash = content_hash(&object).unwrap().encode();
+        let hashes = CanonicalJsonObject::from([("sha256".to_owned(), hash.into())]);
+        object.insert("hashes".to_owned(), hashes.into());
+        let mut signed = object.clone();
+        redact_in_place(&mut signed, &self.rules.redaction, None).unwrap();
+        fake.key.sign_json(&fake.name, &mut signed).unwrap();
+        object.insert("signatures".to_owned(), signed["signatures"].clone());
+        let text = serde_json::to_string(&object).unwrap();
+        assert_eq!(text.len(), bytes, "the size that was asked for");
+        OfSize {
+            id: homing_federation::received::event_id_of(&text, self.rules).unwrap(),
+            json: serde_json::from_str(&text).unwrap(),
+        }
+    }
+
     /// Says something; the next event follows it.
     pub fn say(&mut self, fake: &FakeServer, text: &str) -> Pdu {
         let pdu = self.sign(fake, self.message(text));
@@ -269,6 +301,13 @@ impl FakeRoom {
         let pdus: Vec<Value> = pdus.iter().map(|pdu| value(pdu)).collect();
         transaction(fake, to, &pdus, &[]).await
     }
+}
+
+/// An event that may be too large for one.
+#[derive(Clone)]
+pub struct OfSize {
+    pub id: OwnedEventId,
+    pub json: Value,
 }
 
 /// Sends a transaction.

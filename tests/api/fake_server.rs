@@ -1,7 +1,10 @@
 //! A server that is none: it has a name, a key and a certificate, and says whatever a test wants.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -264,12 +267,16 @@ pub fn error(status: u16, errcode: &str) -> Response {
 
 /// An answer that comes in pieces, with a pause before each, and has no end.
 pub fn endless(piece: &'static [u8], pause: Duration) -> Response {
-    let pieces = futures_util::stream::unfold((), move |()| async move {
+    endless_counted(piece, pause, Arc::default())
+}
+
+/// The same, counting the bytes that were taken.
+pub fn endless_counted(piece: &'static [u8], pause: Duration, taken: Arc<AtomicUsize>) -> Response {
+    let pieces = futures_util::stream::unfold(taken, move |taken| async move {
         tokio::time::sleep(pause).await;
-        Some((
-            Ok::<_, std::convert::Infallible>(Bytes::from_static(piece)),
-            (),
-        ))
+        taken.fetch_add(piece.len(), Ordering::Relaxed);
+        let piece = Bytes::from_static(piece);
+        Some((Ok::<_, std::convert::Infallible>(piece), taken))
     });
     Response::new(Body::from_stream(pieces))
 }

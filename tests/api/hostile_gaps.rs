@@ -19,7 +19,7 @@ use crate::{
 const V1: &str = "/_matrix/federation/v1";
 
 /// How many events wait.
-async fn waiting(server: &TestServer) -> i64 {
+pub async fn waiting(server: &TestServer) -> i64 {
     let query = sql!("SELECT count(*) FROM inbound_pdu");
     let row = server.app.db.one(query, args![]).await.unwrap();
     row.get(0).unwrap()
@@ -41,23 +41,26 @@ fn tells_missing(fake: &FakeServer, events: &[&Pdu]) {
 
 #[tokio::test]
 async fn who_does_not_answer_holds_up_nobody_else() {
+    // More rooms than events on which is worked at the same time.
+    const ROOMS: usize = 30;
     let (server, fake) = (TestServer::federated().await, FakeServer::start().await);
     let (honest, alice) = (FakeServer::start().await, server.register("alice").await);
-    let room = shared(&alice, &fake, "12").await;
-    let other = shared(&alice, &fake, "12").await;
     let never = |_: &_| endless(b"", Duration::from_hours(1));
     fake.on(Method::POST, V1, never);
     fake.on(Method::GET, V1, never);
-    for room in [&room, &other] {
-        for number in 0..3 {
-            let (_, late) = after_a_gap(room, &fake, &number.to_string());
+    let mut rooms = Vec::new();
+    for _ in 0..ROOMS {
+        let room = shared(&alice, &fake, "12").await;
+        for number in 0..2 {
+            let (_, late) = after_a_gap(&room, &fake, &number.to_string());
             let answer = room.send(&fake, &server, &[&late]).await.ok();
             assert_eq!(outcome(&answer, late.event_id.as_str()), Some(false));
         }
+        rooms.push(room);
     }
     let asked = |it: &crate::fake_server::Recorded| it.path.contains("/get_missing_events/");
     fake.wait_for(asked).await;
-    for room in [&room, &other] {
+    for room in [&rooms[0], &rooms[ROOMS - 1]] {
         let theirs = FakeRoom::join(&honest, &server, room.id.as_str()).await;
         let (before, after) = after_a_gap(&theirs, &honest, "honest");
         tells_missing(&honest, &[&before]);
@@ -68,7 +71,47 @@ async fn who_does_not_answer_holds_up_nobody_else() {
         let said = alice.say(room.id.as_str(), "still here").await;
         sees(&alice, room.id.as_str(), &said).await;
     }
-    assert_eq!(waiting(&server).await, 6);
+    assert_eq!(waiting(&server).await, 2 * ROOMS as i64);
+    // Nobody asks a server that does not answer for everything at once.
+    assert_eq!(fake.count(&Method::POST, &format!("{V1}/get_missing_events/")), 2);
+}
+
+/// How long it takes until an event is known that a server sends which answers so, when somebody else knows more.
+async fn until_another_is_asked(answer: fn() -> axum::response::Response) -> Duration {
+    let (server, fake) = (TestServer::federated().await, FakeServer::start().await);
+    let (honest, alice) = (FakeServer::start().await, server.register("alice").await);
+    let room = shared(&alice, &fake, "12").await;
+    let theirs = FakeRoom::join(&honest, &server, room.id.as_str()).await;
+    fake.on(Method::POST, V1, move |_| answer());
+    fake.on(Method::GET, V1, move |_| answer());
+    let ids: Vec<_> = theirs
+        .state
+        .values()
+        .map(|pdu| pdu.event_id.clone())
+        .collect();
+    let ids = json!({ "pdu_ids": ids, "auth_chain_ids": ids });
+    honest.answers(Method::GET, &format!("{V1}/state_ids/"), ids);
+    let (_, late) = after_a_gap(&room, &fake, "late");
+    let began = std::time::Instant::now();
+    room.send(&fake, &server, &[&late]).await.ok();
+    while seen(&alice, &room, late.event_id.as_str()).await.is_none() {
+        assert!(began.elapsed() < Duration::from_secs(50), "nobody else is asked");
+        let since = alice.sync("").await["next_batch"].clone();
+        let since = since.as_str().unwrap();
+        alice.sync(&format!("since={since}&timeout=1000")).await;
+    }
+    began.elapsed()
+}
+
+#[tokio::test]
+async fn who_does_not_answer_is_not_waited_for() {
+    let silent = until_another_is_asked(|| endless(b"", Duration::from_hours(1)));
+    let dripping = until_another_is_asked(|| endless(b" ", Duration::from_millis(100)));
+    let endless = until_another_is_asked(|| endless(&[b' '; 1 << 14], Duration::from_millis(1)));
+    let (_, dripping, endless) = tokio::join!(silent, dripping, endless);
+    // These two are given up before their time.
+    assert!(dripping < Duration::from_secs(25), "{dripping:?}");
+    assert!(endless < Duration::from_secs(25), "{endless:?}");
 }
 
 #[tokio::test]
@@ -252,6 +295,80 @@ async fn a_long_auth_chain_keeps_nobody_waiting() {
         assert!(asked.elapsed() < Duration::from_secs(10));
         assert!(started.elapsed() < Duration::from_mins(2));
     }
+}
+
+#[tokio::test]
+async fn a_wide_auth_chain_keeps_nobody_waiting() {
+    // Each event rests on two or three of the layer before it: there are more ways through all that than anybody can go.
+    const LAYERS: usize = 700;
+    let (server, fake) = (TestServer::federated().await, FakeServer::start().await);
+    let alice = server.register("alice").await;
+    let mut room = FakeRoom::create(&fake, "11");
+    room.host(&fake, |_| {});
+    let path = format!("/join/{}?via={}", room.id, fake.name);
+    alice.post(&path, json!({})).await.ok();
+    let user = room.user.to_string();
+    let levels = json!({ "users": { &user: 100, alice.id.as_str(): 100 } });
+    let path = format!("/rooms/{}/messages?dir=b&limit=1", room.id);
+    let newest = alice.get(&path).await.ok()["chunk"][0]["event_id"].clone();
+    room.latest = vec![newest.as_str().unwrap().try_into().unwrap()];
+    room.depth += 1;
+    let power = room.set(&fake, "m.room.power_levels", "", levels.clone());
+    room.send(&fake, &server, &[&power]).await.ok();
+
+    let mut far = room.clone();
+    let mut chain = Vec::new();
+    for number in 0..LAYERS {
+        let mut levels = levels.clone();
+        levels["users_default"] = json!(number % 50);
+        let member = json!({ "membership": "join", "displayname": number.to_string() });
+        let rules = json!({ "join_rule": "public", "number": number });
+        for (kind, key, content) in [
+            ("m.room.power_levels", "", levels),
+            ("m.room.member", user.as_str(), member),
+            ("m.room.join_rules", "", rules),
+        ] {
+            chain.push(value(&far.set(&fake, kind, key, content)));
+        }
+    }
+    chain.reverse();
+    let answer = json!({ "auth_chain": chain });
+    let path = format!("{V1}/event_auth/");
+    fake.on(Method::GET, &path, move |_| {
+        Json(answer.clone()).into_response()
+    });
+    // What they do to the state has to be resolved with what alice has done to it.
+    let topic = |text: &str| json!({ "topic": text });
+    let path = format!("/rooms/{}/state/m.room.topic", room.id);
+    alice.put(&path, topic("of alice")).await.ok();
+    far.latest.clone_from(&room.latest);
+    let late = far.sign(&fake, far.draft("m.room.topic", Some(""), topic("late")));
+    room.send(&fake, &server, &[&late]).await.ok();
+    fake.wait_for(|it| it.path.contains("/event_auth/")).await;
+    let other = shared(&alice, &fake, "12").await;
+    let started = std::time::Instant::now();
+    while waiting(&server).await > 0 {
+        let good = other.sign(&fake, other.message("meanwhile"));
+        let asked = std::time::Instant::now();
+        other.send(&fake, &server, &[&good]).await.ok();
+        sees(&alice, other.id.as_str(), good.event_id.as_str()).await;
+        assert!(asked.elapsed() < Duration::from_secs(10));
+        assert!(started.elapsed() < Duration::from_mins(2));
+    }
+    alice.say(room.id.as_str(), "and on").await;
+    // Others are told of it in the same way, each event once.
+    let path = format!("{V1}/event_auth/{}/{}", room.id, late.event_id);
+    let told = fake.get(&server, &path).await.ok();
+    let told = told["auth_chain"].as_array().unwrap();
+    let mut ids: Vec<String> = told
+        .iter()
+        .map(|event| homing_federation::received::event_id_of(&event.to_string(), room.rules))
+        .map(|id| id.unwrap().to_string())
+        .collect();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(ids.len(), told.len());
+    assert!(told.len() >= 3 * LAYERS - 1, "{}", told.len());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,6 +1,12 @@
 //! Servers through which somebody here wants to join, knock or leave, and that are hostile, or broken.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::{
     Json,
@@ -13,7 +19,7 @@ use serde_json::{Value, json};
 
 use crate::{
     fake_room::{FakeRoom, value},
-    fake_server::{FakeServer, endless},
+    fake_server::{FakeServer, endless_counted},
     server::{TestServer, User},
     shared_rooms::{eventually, sees},
 };
@@ -340,7 +346,7 @@ async fn a_bad_answer_to_a_join_leaves_no_trace() {
     ];
     for (case, change) in cases {
         let room = FakeRoom::create(&fake, "11");
-        let change = std::sync::Arc::new(change);
+        let change = Arc::new(change);
         room.host(&fake, move |answer| change(answer));
         let path = format!("/join/{}?via={}", room.id, fake.name);
         let answer = alice.post(&path, json!({})).await;
@@ -373,10 +379,10 @@ async fn a_room_has_one_create_event() {
 }
 
 #[tokio::test]
-async fn an_answer_to_a_join_that_has_no_end_is_given_up() {
+async fn an_answer_to_a_join_that_breaks_off_is_given_up() {
     let (server, fake) = (TestServer::federated().await, FakeServer::start().await);
     let alice = server.register("alice").await;
-    let answers: [fn(&FakeRoom, &Value) -> Response; 5] = [
+    let answers: [fn(&FakeRoom, &Value) -> Response; 2] = [
         |room, join| {
             let text = room.welcome(join).to_string();
             Response::new(Body::from(text[..text.len() / 2].to_owned()))
@@ -389,9 +395,6 @@ async fn an_answer_to_a_join_that_has_no_end_is_given_up() {
             ]);
             Response::new(Body::from_stream(stream))
         },
-        |_, _| endless(&[b' '; 1 << 14], Duration::ZERO),
-        |_, _| endless(&[b'['; 1 << 14], Duration::ZERO),
-        |_, _| endless(b" ", Duration::from_millis(100)),
     ];
     for (index, answer) in answers.into_iter().enumerate() {
         let room = FakeRoom::create(&fake, "11");
@@ -406,6 +409,44 @@ async fn an_answer_to_a_join_that_has_no_end_is_given_up() {
         assert_eq!(answer.status, 502, "{index} {}", answer.body);
         expect_clean(&alice, &fake, &room, &index.to_string()).await;
     }
+}
+
+/// Lets somebody join through a server whose answer has no end and comes in such pieces. Answers how long it took, and how
+/// many bytes of the answer were taken.
+async fn tries_without_end(piece: &'static [u8], pause: Duration) -> (Duration, usize) {
+    let (server, fake) = (TestServer::federated().await, FakeServer::start().await);
+    let alice = server.register("alice").await;
+    let room = FakeRoom::create(&fake, "11");
+    room.host(&fake, |_| {});
+    let path = format!("{FEDERATION}/v2/send_join/{}", room.id);
+    let taken = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&taken);
+    fake.on(Method::PUT, &path, move |_| {
+        endless_counted(piece, pause, Arc::clone(&count))
+    });
+    let path = format!("/join/{}?via={}", room.id, fake.name);
+    let began = std::time::Instant::now();
+    let answer = alice.post(&path, json!({})).await;
+    let (time, taken) = (began.elapsed(), taken.load(Ordering::Relaxed));
+    assert_eq!(answer.status, 502, "{}", answer.body);
+    expect_clean(&alice, &fake, &room, "without end").await;
+    (time, taken)
+}
+
+#[tokio::test]
+async fn an_answer_to_a_join_that_has_no_end_is_given_up() {
+    // What is no event, and lists of what is none.
+    let pieces: [&'static [u8]; 2] = [&[b' '; 1 << 14], &[b'['; 1 << 14]];
+    for piece in pieces {
+        let (_, taken) = tries_without_end(piece, Duration::ZERO).await;
+        assert!(taken < 20 << 20, "{taken}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_to_a_join_that_drips_is_given_up() {
+    let (time, _) = tries_without_end(b" ", Duration::from_millis(100)).await;
+    assert!(time < Duration::from_mins(1), "{time:?}");
 }
 
 #[tokio::test]
