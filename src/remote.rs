@@ -27,12 +27,14 @@ use crate::{
     app::App,
     error::{Error, Result},
     flights::Flights,
+    turns::FewTurns,
 };
 
 /// How long an answer may take that a client waits for.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How many files are fetched at once.
+/// How many files are fetched at once, and how many of them from one server, which may be slow.
 const DOWNLOADS: usize = 32;
+const DOWNLOADS_OF_ONE: usize = 8;
 /// How many profiles, and how many spaces, of other servers are kept.
 const PROFILES: usize = 256;
 const SPACES: usize = 64;
@@ -64,6 +66,8 @@ pub struct Remote {
     unreachable: Cache<OwnedServerName, i64>,
     /// Room for files being fetched.
     pub downloads: Arc<Semaphore>,
+    /// The same for each server.
+    pub downloads_of: FewTurns<OwnedServerName>,
     /// Whether a file has come since it was last looked whether there are too many.
     has_more: AtomicBool,
 }
@@ -95,6 +99,7 @@ impl Default for Remote {
             silent: Cache::new(SILENT),
             unreachable: Cache::new(SILENT),
             downloads: Arc::new(Semaphore::new(DOWNLOADS)),
+            downloads_of: FewTurns::new(DOWNLOADS_OF_ONE),
             // What there was at the start is too much if the settings have become stricter.
             has_more: AtomicBool::new(true),
         }

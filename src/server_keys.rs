@@ -20,9 +20,12 @@ use self::known::{Known, Places};
 use crate::{
     app::App,
     error::Result,
+    log::Change,
     storage::{self, server_keys::Document},
 };
 
+/// Of how many servers that are in no room here the keys are kept: anybody can have as many servers as they like.
+const STRANGERS: i64 = 10_000;
 /// How many servers are asked at one time whose keys are still valid, but not for long.
 const RENEWED_AT_ONCE: usize = 4;
 
@@ -191,6 +194,28 @@ pub async fn documents(app: &App, wanted: &[(OwnedServerName, i64)]) -> Result<V
         done?;
     }
     Ok(storage::server_keys::documents(&app.db, names()).await?)
+}
+
+/// Forgets the keys of strangers, if there are too many: servers that have asked for something, or of which others wanted to
+/// know, and that were never in a room that is known here.
+///
+/// # Errors
+/// If the database fails.
+pub async fn forget_strangers(app: &App) -> Result<()> {
+    forget_strangers_but(app, STRANGERS).await
+}
+
+/// The same for another number.
+///
+/// # Errors
+/// If the database fails.
+pub async fn forget_strangers_but(app: &App, most: i64) -> Result<()> {
+    let mut change = Change::new();
+    for write in storage::server_keys::forget_strangers(most) {
+        change.write(write);
+    }
+    app.log.append(change).await?;
+    Ok(())
 }
 
 /// Renews keys that are still valid, but not for long, until the server ends; nobody waits for that.

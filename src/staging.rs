@@ -5,18 +5,18 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use ruma::{OwnedServerName, ServerName};
+use ruma::OwnedServerName;
 use tokio::sync::{Notify, Semaphore};
 
-use crate::storage::RoomNid;
+use crate::{storage::RoomNid, turns::FewTurns};
 
 /// On how many events is worked at the same time, and on how many of one server: whoever works on one may have to wait for
 /// that server for minutes. Each asks for a few things at once, which together are fewer than the requests that this
 /// server makes at one time.
 const TURNS: usize = 24;
 const TURNS_OF_ONE: usize = 2;
-/// How many servers have turns of their own before those are forgotten that use none.
-const CROWDED: usize = 64;
+/// On how many events of servers that nobody here knows to be in the room: anybody can have as many of these as they like.
+const TURNS_OF_STRANGERS: usize = 8;
 
 /// Whose events somebody works on, by their room and the server that has sent them, each with what tells that there is
 /// more to do.
@@ -26,9 +26,9 @@ pub type Working = HashMap<(RoomNid, OwnedServerName), Arc<Notify>>;
 #[derive(Debug)]
 pub struct Staging {
     working: Mutex<Working>,
-    /// Turns at the work.
-    pub turns: Semaphore,
-    of_servers: Mutex<HashMap<OwnedServerName, Arc<Semaphore>>>,
+    turns: Semaphore,
+    turns_of_strangers: Semaphore,
+    turns_of_servers: FewTurns<OwnedServerName>,
 }
 
 impl Default for Staging {
@@ -36,7 +36,8 @@ impl Default for Staging {
         Self {
             working: Mutex::default(),
             turns: Semaphore::new(TURNS),
-            of_servers: Mutex::default(),
+            turns_of_strangers: Semaphore::new(TURNS_OF_STRANGERS),
+            turns_of_servers: FewTurns::new(TURNS_OF_ONE),
         }
     }
 }
@@ -48,17 +49,16 @@ impl Staging {
     }
 
     /// Turns at the work on the events of one server.
-    pub fn turns_of(&self, server: &ServerName) -> Arc<Semaphore> {
-        let mut turns = self
-            .of_servers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if turns.len() >= CROWDED {
-            turns.retain(|_, turns| Arc::strong_count(turns) > 1);
+    pub fn turns_of(&self, server: &OwnedServerName) -> Arc<Semaphore> {
+        self.turns_of_servers.of(server)
+    }
+
+    /// Turns at the work on the events of all servers that are in the room, or of all others.
+    pub fn turns(&self, is_stranger: bool) -> &Semaphore {
+        if is_stranger {
+            &self.turns_of_strangers
+        } else {
+            &self.turns
         }
-        let of_server = turns
-            .entry(server.to_owned())
-            .or_insert_with(|| Arc::new(Semaphore::new(TURNS_OF_ONE)));
-        Arc::clone(of_server)
     }
 }

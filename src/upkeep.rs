@@ -2,16 +2,18 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::{app::App, log::Change, media, storage};
+use crate::{app::App, log::Change, media, server_keys, storage};
 
 /// How long rows of `commit_log` are kept, in milliseconds.
 const COMMITS_KEPT: i64 = 3_600_000;
-/// How often it is done.
+/// How often it is done, and how often what takes longer.
 const EVERY: Duration = Duration::from_mins(1);
+const SELDOM: usize = 60;
 
 /// Runs until the server goes down. What fails is logged, and tried again the next time.
 pub async fn run(app: Arc<App>) {
     let mut head = app.log.head();
+    let mut count = 0;
     while app
         .shutdown
         .run_until_cancelled(tokio::time::sleep(EVERY))
@@ -29,6 +31,12 @@ pub async fn run(app: Arc<App>) {
             && let Err(error) = media::remote::sweep(&app).await
         {
             tracing::error!(%error, "cannot give up media of other servers");
+        }
+        count += 1;
+        if count % SELDOM == 0
+            && let Err(error) = server_keys::forget_strangers(&app).await
+        {
+            tracing::error!(%error, "cannot forget the keys of strangers");
         }
         let before = std::mem::replace(&mut head, app.log.head());
         if let Err(error) = app.db.tend(head == before).await {

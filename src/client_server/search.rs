@@ -410,8 +410,7 @@ impl<'a> Search<'a> {
             }
             let sight = Sight::quick(self.app, room, &self.viewer).await?;
             let state = if sight.joined {
-                let events =
-                    storage::state::whole(&self.app.db, room.rules, room.nid).await?;
+                let events = storage::state::whole(&self.app.db, room.rules, room.nid).await?;
                 events.into_iter().map(Arc::new).collect()
             } else {
                 let event = Arc::new(hit.event.clone());

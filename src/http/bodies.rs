@@ -63,7 +63,8 @@ impl Bodies {
         }
         let mut body = Limited::new(body, limit);
         let mut read = BytesMut::new();
-        let mut share = None;
+        let mut share: Share = None;
+        let mut shared = 0;
         while let Some(frame) = body.frame().await {
             let frame = match frame {
                 Ok(frame) => frame,
@@ -73,11 +74,19 @@ impl Bodies {
             let Ok(data) = frame.into_data() else {
                 continue;
             };
-            if share.is_none() && read.len() + data.len() > FREE {
-                let most = (announced.min(limit) >> 10) + 1;
-                let most = u32::try_from(most.min(MEMORY)).unwrap_or(u32::MAX);
-                let permit = Arc::clone(&self.0).acquire_many_owned(most);
-                share = Some(permit.await.map_err(Error::internal)?);
+            // The share grows with what has come: nobody takes memory from others by announcing much.
+            let needed = read.len() + data.len();
+            if needed > FREE && needed > shared << 10 {
+                let most = (2 * needed).min(announced.min(limit)).max(needed);
+                let most = ((most >> 10) + 1).min(MEMORY);
+                let more = u32::try_from(most - shared).unwrap_or(u32::MAX);
+                let permit = Arc::clone(&self.0).acquire_many_owned(more);
+                let permit = permit.await.map_err(Error::internal)?;
+                match &mut share {
+                    Some(share) => share.merge(permit),
+                    None => share = Some(permit),
+                }
+                shared = most;
             }
             read.extend_from_slice(&data);
         }
@@ -133,6 +142,43 @@ mod tests {
         for (body, expected) in cases {
             assert_eq!(read(body).await, *expected, "{body:?}");
         }
+    }
+
+    /// A body that announces more than comes, and then stands still.
+    struct Stalled(Option<Bytes>);
+
+    impl http_body::Body for Stalled {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            mut self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, Infallible>>> {
+            match self.0.take() {
+                Some(data) => std::task::Poll::Ready(Some(Ok(http_body::Frame::data(data)))),
+                None => std::task::Poll::Pending,
+            }
+        }
+
+        fn size_hint(&self) -> http_body::SizeHint {
+            http_body::SizeHint::with_exact(10 << 20)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_only_announced_takes_no_memory() {
+        let bodies = Arc::new(Bodies::default());
+        for _ in 0..100 {
+            let bodies = Arc::clone(&bodies);
+            let body = Body::new(Stalled(Some(Bytes::from(vec![b' '; FREE + 1]))));
+            tokio::spawn(async move { bodies.read(body, 10 << 20).await.map(drop) });
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let body = format!("{{\"a\":\"{}\"}}", "a".repeat(10 << 20));
+        let read = bodies.read(Body::from(body), 11 << 20);
+        let read = tokio::time::timeout(Duration::from_secs(1), read).await;
+        assert!(read.is_ok_and(|read| read.is_ok()));
     }
 
     #[tokio::test(start_paused = true)]

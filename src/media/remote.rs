@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use homing_federation::client::{self, Body, Limits};
 use http::{HeaderMap, HeaderName, Response, StatusCode, Uri, header};
 use ruma::{
-    ServerName,
+    OwnedServerName, ServerName,
     api::{error::ErrorKind, federation::authenticated_media::get_content::v1::Request},
     http_headers::ContentDisposition,
 };
@@ -72,11 +72,13 @@ pub async fn fetch(
 
 async fn download(
     app: &Arc<App>,
-    server: &ServerName,
+    server: &OwnedServerName,
     media_id: &str,
     wait: Duration,
     _turn: OwnedMutexGuard<()>,
 ) -> Result<Media> {
+    let of_server = app.remote.downloads_of.of(server);
+    let _place_of_server = of_server.acquire_owned().await.map_err(Error::internal)?;
     let downloads = Arc::clone(&app.remote.downloads);
     let _place = downloads.acquire_owned().await.map_err(Error::internal)?;
     let (draft, description) = receive(app, server, media_id, wait).await?;

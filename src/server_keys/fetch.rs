@@ -144,6 +144,12 @@ async fn learn(
             count += 1;
         }
     }
+    for id in before.keys.keys() {
+        if !known.keys.contains_key(id) {
+            change.write(server_keys::forget(nid, id));
+            count += 1;
+        }
+    }
     if is_from_origin {
         let until = believed_until(document, now);
         change.write(server_keys::set_document(nid, &document.json, now, until));

@@ -36,6 +36,9 @@ const MISSED: Duration = Duration::from_mins(10);
 /// A server whose keys were got less long ago than this is not asked again, whatever is missing.
 const LEAST_AGE: Duration = Duration::from_secs(10);
 
+/// How many keys of one server are known. One that has had more loses those that ended first.
+const MAX_KEYS: usize = 256;
+
 /// The keys of one server.
 #[derive(Debug, Default)]
 pub(super) struct Known {
@@ -97,6 +100,7 @@ impl Known {
         for (id, (key, expired)) in &document.old_verify_keys {
             keys.insert(id.clone(), (key.clone(), (*expired).min(now)));
         }
+        drop_oldest(&mut keys);
         Self {
             keys,
             fetched: now,
@@ -117,6 +121,7 @@ impl Known {
                 keys.insert(id.clone(), (key.clone(), *until));
             }
         }
+        drop_oldest(&mut keys);
         Self {
             keys,
             fetched: self.fetched,
@@ -145,6 +150,22 @@ impl Known {
     /// Whether they were got just now.
     pub(super) fn is_new(&self, now: i64) -> bool {
         now - self.fetched < millis(LEAST_AGE)
+    }
+}
+
+/// Drops the keys that ended first, if there are too many.
+fn drop_oldest(keys: &mut BTreeMap<Box<str>, (VerifyKey, i64)>) {
+    let excess = keys.len().saturating_sub(MAX_KEYS);
+    if excess == 0 {
+        return;
+    }
+    let mut ends: Vec<_> = keys
+        .iter()
+        .map(|(id, (_, until))| (*until, id.clone()))
+        .collect();
+    ends.sort_unstable();
+    for (_, id) in &ends[..excess] {
+        keys.remove(id);
     }
 }
 

@@ -51,6 +51,38 @@ pub fn set(server: ServerNid, key_id: &str, public_key: String, valid_until: i64
     Write::Insert(&KEY, args![server, key_id, public_key, valid_until])
 }
 
+/// Forgets a key.
+#[must_use]
+pub fn forget(server: ServerNid, key_id: &str) -> Write {
+    Write::Run(
+        sql!("DELETE FROM server_key WHERE server_nid = $1 AND key_id = $2"),
+        args![server, key_id],
+    )
+}
+
+/// Forgets the keys of servers that were never in a room that is known here, but for the `most` that were asked last.
+#[must_use]
+pub fn forget_strangers(most: i64) -> [Write; 2] {
+    [
+        Write::Run(
+            sql!(
+                "DELETE FROM server_key_document WHERE server_nid IN (SELECT d.server_nid FROM server_key_document d ",
+                "WHERE NOT EXISTS (SELECT 1 FROM room_server r WHERE r.server_nid = d.server_nid) ",
+                "ORDER BY d.fetched_ts DESC LIMIT 1000000 OFFSET $1)"
+            ),
+            args![most],
+        ),
+        Write::Run(
+            sql!(
+                "DELETE FROM server_key WHERE NOT EXISTS (SELECT 1 FROM room_server r ",
+                "WHERE r.server_nid = server_key.server_nid) AND NOT EXISTS (SELECT 1 FROM server_key_document d ",
+                "WHERE d.server_nid = server_key.server_nid)"
+            ),
+            args![],
+        ),
+    ]
+}
+
 /// Stores what a server has published, in place of what it had published before.
 #[must_use]
 pub fn set_document(server: ServerNid, json: &str, fetched: i64, valid_until: i64) -> Write {

@@ -255,7 +255,10 @@ pub async fn latest<'r>(
     {
         let room = RoomNid(row.get(2)?);
         if let Some(rules) = rules(room) {
-            found.entry(room).or_default().extend(readable(&row, rules)?);
+            found
+                .entry(room)
+                .or_default()
+                .extend(readable(&row, rules)?);
         }
     }
     for events in found.values_mut() {

@@ -163,7 +163,15 @@ impl Way {
                 has_joined(server, &room, &format!("@x:{inner}")).await;
                 user.say(&room, "hello").await;
                 let name = inner.try_into().unwrap();
-                until(|| server.app.bus.outgoing.failing().contains::<ruma::ServerName>(name)).await;
+                until(|| {
+                    server
+                        .app
+                        .bus
+                        .outgoing
+                        .failing()
+                        .contains::<ruma::ServerName>(name)
+                })
+                .await;
             }
             Self::MissingEvents => missing_events(user, fake, inner).await,
             Self::PolicyServer => {
@@ -212,7 +220,9 @@ async fn claims(server: &TestServer, inner: &str) {
     );
     let headers = [("authorization", header)];
     let path = format!("{V1}/query/profile?user_id=@alice:x.example");
-    let answer = server.request_with(Method::GET, &path, &headers, None).await;
+    let answer = server
+        .request_with(Method::GET, &path, &headers, None)
+        .await;
     answer.fails(401, "M_UNAUTHORIZED");
 }
 
@@ -225,7 +235,9 @@ async fn event_of(user: &User<'_>, fake: &FakeServer, inner: &str) {
     };
     let name = inner.try_into().unwrap();
     let event = draft.sign(room.rules, name, &fake.key).unwrap();
-    transaction(fake, user.server, &[value(&event)], &[]).await.ok();
+    transaction(fake, user.server, &[value(&event)], &[])
+        .await
+        .ok();
 }
 
 /// A space whose child is there.
@@ -273,7 +285,10 @@ async fn bound(user: &User<'_>, fake: &FakeServer, inner: &str) {
     });
     let path = format!("{V1}/3pid/onbind");
     let server = user.server;
-    server.request(Method::PUT, &path, None, Some(body)).await.ok();
+    server
+        .request(Method::PUT, &path, None, Some(body))
+        .await
+        .ok();
 }
 
 /// Events of which the server that sends them does not tell what they rest on, in a room in which that one is too.
@@ -318,7 +333,11 @@ async fn nobody_is_led_into_the_network_of_the_server() {
             let gone = tokio::time::timeout(Duration::from_secs(30), gone).await;
             assert!(gone.is_ok(), "{way:?} takes too long");
             assert_eq!(inner.count() > 0, is_open, "{way:?}");
-            if !is_open && !matches!(way, Way::Transaction | Way::MissingEvents | Way::PolicyServer)
+            if !is_open
+                && !matches!(
+                    way,
+                    Way::Transaction | Way::MissingEvents | Way::PolicyServer
+                )
             {
                 // The same address as one of IPv6.
                 let port = inner.name.split_once(':').unwrap().1;

@@ -61,8 +61,11 @@ fn tells(fake: &FakeServer, events: Vec<(OwnedEventId, Value)>) {
 async fn settle(server: &TestServer, nudge: impl AsyncFn()) {
     let started = std::time::Instant::now();
     while waiting(server).await > 0 {
-        assert!(started.elapsed() < Duration::from_mins(1), "something still waits");
-        server.app.clock.advance(Duration::from_hours(1));
+        assert!(
+            started.elapsed() < Duration::from_mins(1),
+            "something still waits"
+        );
+        server.app.clock.advance(Duration::from_mins(1));
         nudge().await;
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -83,7 +86,10 @@ async fn a_join_brings_no_event_that_is_too_large() {
         let path = format!("/join/{}?via={}", room.id, fake.name);
         alice.post(&path, json!({})).await.ok();
         let is_state = list == "state";
-        assert_eq!(has_state(&alice, &room, "org.example.largest").await, is_state);
+        assert_eq!(
+            has_state(&alice, &room, "org.example.largest").await,
+            is_state
+        );
         assert!(!has_state(&alice, &room, "org.example.too_large").await);
         let said = alice.say(room.id.as_str(), "in").await;
         assert!(seen_by_id(&alice, &room, &said).await);
@@ -123,7 +129,11 @@ async fn what_is_missing_is_not_too_large() {
         let late = room.sign(&fake, after(&room, &between.id, "late"));
         let events = json!({ "events": [between.json] });
         fake.answers(Method::POST, &format!("{V1}/get_missing_events/"), events);
-        let ids: Vec<_> = room.state.values().map(|pdu| pdu.event_id.clone()).collect();
+        let ids: Vec<_> = room
+            .state
+            .values()
+            .map(|pdu| pdu.event_id.clone())
+            .collect();
         let ids = json!({ "pdu_ids": ids, "auth_chain_ids": ids });
         fake.answers(Method::GET, &format!("{V1}/state_ids/"), ids);
         tells(&fake, vec![(between.id.clone(), between.json.clone())]);
@@ -131,7 +141,10 @@ async fn what_is_missing_is_not_too_large() {
         let nudge = async || drop(room.send(&fake, &server, &[&late]).await.ok());
         settle(&server, nudge).await;
         assert!(seen_by_id(&alice, &room, late.event_id.as_str()).await);
-        assert_eq!(seen_by_id(&alice, &room, between.id.as_str()).await, is_taken);
+        assert_eq!(
+            seen_by_id(&alice, &room, between.id.as_str()).await,
+            is_taken
+        );
     }
 }
 
@@ -170,12 +183,18 @@ async fn a_state_has_no_event_that_is_too_large() {
         state.extend(others.iter().map(|it| it.json.clone()));
         let state = json!({ "pdus": state, "auth_chain": [] });
         fake.answers(Method::GET, &format!("{V1}/state/"), state);
-        tells(&fake, others.into_iter().map(|it| (it.id, it.json)).collect());
+        tells(
+            &fake,
+            others.into_iter().map(|it| (it.id, it.json)).collect(),
+        );
         room.send(&fake, &server, &[&late]).await.ok();
         let nudge = async || drop(room.send(&fake, &server, &[&late]).await.ok());
         settle(&server, nudge).await;
         assert!(seen_by_id(&alice, &room, late.event_id.as_str()).await);
-        assert!(has_state(&alice, &room, "org.example.largest").await, "{more}");
+        assert!(
+            has_state(&alice, &room, "org.example.largest").await,
+            "{more}"
+        );
         assert!(!has_state(&alice, &room, "org.example.too_large").await);
         let as_whole = fake.count(&Method::GET, &format!("{V1}/state/{}", room.id));
         assert_eq!(as_whole, usize::from(more > 0));
@@ -204,13 +223,18 @@ async fn what_allows_an_event_is_not_too_large() {
         if is_taken {
             settle(&server, nudge).await;
         } else {
-            let asked = |it: &Recorded| it.path.contains("/event_auth/") && it.path.contains(room.id.as_str());
+            let asked = |it: &Recorded| {
+                it.path.contains("/event_auth/") && it.path.contains(room.id.as_str())
+            };
             fake.wait_for(asked).await;
         }
         let good = room.sign(&fake, room.message("good"));
         room.send(&fake, &server, &[&good]).await.ok();
         assert!(seen_by_id(&alice, &room, good.event_id.as_str()).await);
-        assert_eq!(seen_by_id(&alice, &room, late.event_id.as_str()).await, is_taken);
+        assert_eq!(
+            seen_by_id(&alice, &room, late.event_id.as_str()).await,
+            is_taken
+        );
     }
 }
 
@@ -237,7 +261,11 @@ async fn history_has_no_event_that_is_too_large() {
     history.reverse();
     let answer = json!({ "origin": fake.name, "origin_server_ts": 1, "pdus": history });
     fake.answers(Method::GET, &format!("{V1}/backfill/"), answer);
-    let ids: Vec<_> = room.state.values().map(|pdu| pdu.event_id.clone()).collect();
+    let ids: Vec<_> = room
+        .state
+        .values()
+        .map(|pdu| pdu.event_id.clone())
+        .collect();
     let ids = json!({ "pdu_ids": ids, "auth_chain_ids": ids });
     fake.answers(Method::GET, &format!("{V1}/state_ids/"), ids);
     fake.answers(
@@ -245,11 +273,19 @@ async fn history_has_no_event_that_is_too_large() {
         &format!("{V1}/state/"),
         json!({ "pdus": state, "auth_chain": state }),
     );
-    tells(&fake, large.into_iter().map(|it| (it.id, it.json)).collect());
+    tells(
+        &fake,
+        large.into_iter().map(|it| (it.id, it.json)).collect(),
+    );
     room.host(&fake, |_| {});
     let path = format!("/join/{}?via={}", room.id, fake.name);
     alice.post(&path, json!({})).await.ok();
-    eventually(&alice, |sync| sync["rooms"]["join"][room.id.as_str()].as_object().map(drop)).await;
+    eventually(&alice, |sync| {
+        sync["rooms"]["join"][room.id.as_str()]
+            .as_object()
+            .map(drop)
+    })
+    .await;
     let path = format!("/rooms/{}/messages?dir=b&limit=100", room.id);
     let answer = alice.get(&path).await.ok();
     let events = answer["chunk"].as_array().unwrap().iter().rev();

@@ -197,7 +197,9 @@ async fn nobody_speaks_for_others() {
     let closed = shared(&alice, &third, "12").await;
     let event = alice.say(room.id.as_str(), "hello").await;
     let secret = alice.say(closed.id.as_str(), "secret").await;
-    bob.post(&format!("/join/{}", room.id), json!({})).await.ok();
+    bob.post(&format!("/join/{}", room.id), json!({}))
+        .await
+        .ok();
     let (mallory, other) = (room.user.as_str(), theirs.user.as_str());
     let all = [mallory, other, alice.id.as_str(), bob.id.as_str()];
     let mut edus = vec![
@@ -229,7 +231,10 @@ async fn nobody_speaks_for_others() {
     transaction(&fake, &server, &[], &edus).await.ok();
     let (typing, read, present) = said(&alice, &room).await;
     assert_eq!(typing, [json!(mallory)]);
-    assert_eq!(read, json!({ event: { "m.read": { mallory: { "ts": 7 } } } }));
+    assert_eq!(
+        read,
+        json!({ event: { "m.read": { mallory: { "ts": 7 } } } })
+    );
     assert!(present.iter().any(|event| event["sender"] == mallory));
 }
 
@@ -256,10 +261,7 @@ async fn only_so_many_users_are_looked_at() {
     let mut rooms: serde_json::Map<_, _> = (0..50_000)
         .map(|number| (format!("!{number}:{}", fake.name), json!({ "m.read": {} })))
         .collect();
-    rooms.insert(
-        room.id.to_string(),
-        json!({ "m.read": { mallory: one } }),
-    );
+    rooms.insert(room.id.to_string(), json!({ "m.read": { mallory: one } }));
     let rooms = edu("m.receipt", rooms.into());
     // What is left of a transaction is not for others of its EDUs.
     let both = [rooms, receipts(&room, [mallory], &event)];

@@ -30,12 +30,23 @@ const STATE: &[(&str, &[&str])] = &[
     ("m.space.parent", &["via", "canonical"]),
     (
         "m.room.third_party_invite",
-        &["display_name", "key_validity_url", "public_key", "public_keys"],
+        &[
+            "display_name",
+            "key_validity_url",
+            "public_key",
+            "public_keys",
+        ],
     ),
-    ("m.room.message", &["body", "msgtype", "m.relates_to", "url"]),
+    (
+        "m.room.message",
+        &["body", "msgtype", "m.relates_to", "url"],
+    ),
     ("m.room.redaction", &["redacts", "reason"]),
     ("m.reaction", &["m.relates_to"]),
-    ("m.room.encrypted", &["algorithm", "m.relates_to", "m.mentions"]),
+    (
+        "m.room.encrypted",
+        &["algorithm", "m.relates_to", "m.mentions"],
+    ),
     ("m.call.member", &["memberships"]),
     ("org.example", &["url", "m.mentions", "displayname"]),
 ];
@@ -100,7 +111,10 @@ async fn expect_answers(user: &User<'_>, fake: &FakeServer, room: &FakeRoom, eve
     for (path, body) in [
         ("/search", term),
         ("/user_directory/search", json!({ "search_term": "m" })),
-        ("/publicRooms", json!({ "filter": { "generic_search_term": "x" } })),
+        (
+            "/publicRooms",
+            json!({ "filter": { "generic_search_term": "x" } }),
+        ),
     ] {
         let answer = user.post(path, body).await;
         assert!(answer.status.is_success(), "{path} {}", answer.body);
@@ -248,12 +262,22 @@ async fn an_event_that_cannot_be_read_is_left_out() {
         device_id: String::new(),
     };
     let lazy = r#"{"room":{"state":{"lazy_load_members":true},"timeline":{"limit":3}}}"#;
-    for query in ["", &format!("filter={lazy}"), "full_state=true&use_state_after=true"] {
+    for query in [
+        "",
+        &format!("filter={lazy}"),
+        "full_state=true&use_state_after=true",
+    ] {
         let sync = alice.sync(query).await;
         let room = &sync["rooms"]["join"][id];
         let text = room.to_string();
-        assert!(text.contains(&last) && text.contains("\"T\""), "{query} {text}");
-        assert!(others.iter().all(|lost| !text.contains(lost)), "{query} {text}");
+        assert!(
+            text.contains(&last) && text.contains("\"T\""),
+            "{query} {text}"
+        );
+        assert!(
+            others.iter().all(|lost| !text.contains(lost)),
+            "{query} {text}"
+        );
         assert!(sync["rooms"]["join"][whole.id.as_str()].is_object());
     }
     expect_answers(&alice, &fake, &broken, &last).await;
@@ -285,7 +309,9 @@ async fn a_room_whose_rules_cannot_be_read_is_left_out() {
     let broken = shared(&alice, &fake, "12").await;
     let whole = shared(&alice, &fake, "12").await;
     for room in [&broken, &whole] {
-        bob.post(&format!("/join/{}", room.id), json!({})).await.ok();
+        bob.post(&format!("/join/{}", room.id), json!({}))
+            .await
+            .ok();
     }
     let visibility = &broken.state[&("m.room.history_visibility".to_owned(), String::new())];
     break_event(&server, visibility.event_id.as_str()).await;

@@ -396,3 +396,33 @@ async fn on_the_old_paths_others_media_only_if_wanted() {
     let sent = get(format!("/_matrix/media/v3/download/{name}")).await;
     assert_eq!(sent.bytes, "hello");
 }
+
+#[tokio::test]
+async fn a_slow_server_keeps_nobody_else_waiting() {
+    let (server, slow) = server_and_fake().await;
+    let (quick, alice) = tokio::join!(FakeServer::start(), server.register("alice"));
+    // Fast enough to go on for as long as a file may take.
+    slow.on(Method::GET, DOWNLOAD, |_| {
+        let start = b"--xyz\r\n\r\n{}\r\n--xyz\r\nContent-Type: text/plain\r\n\r\n";
+        let rest = endless(&[b' '; 1 << 11], Duration::from_millis(100));
+        let rest = rest.into_body().into_data_stream();
+        let start = futures_util::stream::iter([Ok(Bytes::from_static(start))]);
+        raw_parts(Body::from_stream(futures_util::StreamExt::chain(
+            start, rest,
+        )))
+    });
+    quick.on(Method::GET, DOWNLOAD, |_| parts("text/plain", b"quick"));
+    let ids: Vec<String> = (0..40).map(|number| format!("slow{number}")).collect();
+    let waiting = future::join_all(ids.iter().map(|id| get(&alice, &slow, id)));
+    let others = async {
+        slow.wait_for(|it| it.path.starts_with(DOWNLOAD)).await;
+        for id in ["a", "b"] {
+            assert_eq!(get(&alice, &quick, id).await.bytes, "quick");
+        }
+    };
+    tokio::select! {
+        _ = waiting => panic!("the slow server is not slow"),
+        done = tokio::time::timeout(Duration::from_secs(20), others) => done.expect("in time"),
+    }
+    assert!(slow.count(&Method::GET, DOWNLOAD) < 20);
+}

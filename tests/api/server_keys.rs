@@ -235,6 +235,82 @@ async fn notaries_must_sign_what_they_tell() {
     assert!(finds(&server.app, &fake.name, &fake.key).await);
 }
 
+async fn count(server: &TestServer, query: &'static homing::storage::Sql) -> i64 {
+    let row = server.app.db.one(query, homing::args![]).await.unwrap();
+    row.get(0).unwrap()
+}
+
+#[tokio::test]
+async fn a_server_has_only_so_many_keys() {
+    let (server, fake) = tokio::join!(TestServer::federated(), FakeServer::start());
+    for _ in 0..8 {
+        // The most that one document may have, and others each time.
+        let mut document = fake.key_document(&fake.key, in_a_day());
+        document.as_object_mut().unwrap().remove("signatures");
+        let mut newest = None;
+        for _ in 0..63 {
+            let key = SigningKey::generate(&mut rand::rng());
+            document["old_verify_keys"][key.id()] =
+                json!({ "key": key.public_key(), "expired_ts": server.app.clock.now() });
+            newest = Some(key);
+        }
+        let newest = newest.unwrap();
+        fake.answers(Method::GET, OWN, fake.sign(&fake.key, document));
+        server.app.clock.advance(Duration::from_secs(11));
+        find(&server.app, &fake.name, &newest).await;
+        assert!(finds(&server.app, &fake.name, &fake.key).await);
+    }
+    assert_eq!(asked(&fake), 8);
+    let keys = count(&server, homing::sql!("SELECT count(*) FROM server_key")).await;
+    assert_eq!(keys, 256);
+    let server = server.restart().await;
+    assert!(finds(&server.app, &fake.name, &fake.key).await);
+}
+
+#[tokio::test]
+async fn the_keys_of_strangers_are_not_kept_for_ever() {
+    let server = TestServer::federated().await;
+    let alice = server.register("alice").await;
+    let (known, other) = tokio::join!(FakeServer::start(), FakeServer::start());
+    crate::hostile_transactions::shared(&alice, &known, "12").await;
+    let mut strangers = Vec::new();
+    for _ in 0..3 {
+        let stranger = FakeServer::start().await;
+        server.app.clock.advance(Duration::from_secs(1));
+        // Whoever asks for something, and whoever others want to know of.
+        stranger
+            .get(&server, "/_matrix/federation/v1/query/profile?user_id=@x:x")
+            .await;
+        strangers.push(stranger);
+    }
+    server.app.clock.advance(Duration::from_secs(1));
+    query(&server, &[&other.name]).await;
+    server_keys::forget_strangers_but(&server.app, 2)
+        .await
+        .unwrap();
+    let server = server.restart().await;
+    let asked_before: Vec<usize> = [&known, &other]
+        .into_iter()
+        .chain(&strangers)
+        .map(asked)
+        .collect();
+    for fake in [&known, &other].into_iter().chain(&strangers) {
+        assert!(finds(&server.app, &fake.name, &fake.key).await);
+    }
+    let asked_now: Vec<usize> = [&known, &other]
+        .into_iter()
+        .chain(&strangers)
+        .map(asked)
+        .collect();
+    let again: Vec<usize> = asked_now
+        .iter()
+        .zip(&asked_before)
+        .map(|(now, before)| now - before)
+        .collect();
+    // The room's server, the two that came last, and those that were forgotten.
+    assert_eq!(again, [0, 0, 1, 1, 0]);
+}
+
 #[tokio::test]
 async fn the_file_of_keys_must_be_right() {
     let directory = tempfile::TempDir::new().unwrap();

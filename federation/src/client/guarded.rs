@@ -15,8 +15,9 @@ use tokio::{sync::Semaphore, time::Instant};
 use super::{Body, Error, Limits, Names, Unusable, connect::Connector, tls};
 use crate::address_policy::AddressPolicy;
 
-/// How many requests are under way at one time. Who comes later waits.
-const CONCURRENT: usize = 128;
+/// How many requests are under way at one time. Who comes later waits. It is more than what others can bring this server to
+/// ask at one time by what they send to it, so that they keep nobody here waiting who asks for something.
+const CONCURRENT: usize = 384;
 /// How long a connection is kept for the next request, and how many of them for each target.
 const IDLE_TIME: Duration = Duration::from_secs(25);
 const IDLE_CONNECTIONS: usize = 4;

@@ -49,7 +49,13 @@ pub(super) async fn keep(
         return Ok(0);
     }
     let count = inbound::count(&app.db, room.nid, origin.as_str()).await?;
-    let left = (WAITING - count.room)
+    // Who is in the room is not kept from it by those who are not.
+    let most = if is_stranger(room, origin) {
+        WAITING / 2
+    } else {
+        WAITING
+    };
+    let left = (most - count.room)
         .min(WAITING_OF_ONE - count.server_in_room)
         .min(WAITING_OF_ONE_IN_ALL - count.server);
     let left = usize::try_from(left).unwrap_or(0).min(pdus.len());
@@ -70,6 +76,13 @@ pub(super) async fn keep(
     app.log.append(change).await?;
     work(app, room.nid, origin.to_owned());
     Ok(left)
+}
+
+/// Whether a server is not known to be in a room. It may be all the same: its first join may be what is missing.
+fn is_stranger(room: &Room, server: &ServerName) -> bool {
+    let seen = room.seen();
+    let there = seen.servers.get(server);
+    there.is_none_or(|there| there.joined == 0)
 }
 
 /// Goes on with what waited when the server ended.
@@ -106,7 +119,12 @@ fn work(app: &Arc<App>, room: RoomNid, origin: OwnedServerName) {
     });
 }
 
-async fn work_on(app: &Arc<App>, nid: RoomNid, origin: &ServerName, news: &Notify) -> Result<()> {
+async fn work_on(
+    app: &Arc<App>,
+    nid: RoomNid,
+    origin: &OwnedServerName,
+    news: &Notify,
+) -> Result<()> {
     let rooms = app.rooms.many(&app.db, || app.head(), &[nid]).await?;
     let room = rooms.get(&nid);
     let room = room.ok_or_else(|| Error::internal("events wait in a room that is not there"))?;
@@ -119,7 +137,7 @@ async fn work_on(app: &Arc<App>, nid: RoomNid, origin: &ServerName, news: &Notif
                 let mut working = app.staging.working();
                 // Who has added one meanwhile has left a note.
                 if news.notified().now_or_never().is_none() {
-                    working.remove(&(nid, origin.to_owned()));
+                    working.remove(&(nid, origin.clone()));
                     return Ok(());
                 }
                 continue;
@@ -132,7 +150,8 @@ async fn work_on(app: &Arc<App>, nid: RoomNid, origin: &ServerName, news: &Notif
         }
         for waiting in ready {
             let _turn_of_server = turns.acquire().await.map_err(Error::internal)?;
-            let _turn = app.staging.turns.acquire().await.map_err(Error::internal)?;
+            let turns = app.staging.turns(is_stranger(room, origin));
+            let _turn = turns.acquire().await.map_err(Error::internal)?;
             if let Err(error) = try_one(app, room, origin, &waiting).await {
                 // One event must not keep the others of the room waiting.
                 error!(%error, event = %waiting.event_id, "an event that waits cannot be worked on");
