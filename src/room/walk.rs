@@ -11,7 +11,12 @@ use crate::{
     app::App,
     error::Result,
     rooms::Room,
-    storage::{self, Event, events::flags, graph, timeline::Place},
+    storage::{
+        self, Event,
+        events::{Stub, flags},
+        graph,
+        timeline::Place,
+    },
 };
 
 /// The most events that are met on one walk for each that is wanted: some are in the way and may not be told.
@@ -119,11 +124,12 @@ async fn take(
             None => missing.push(id.to_string()),
         }
     }
-    let read = storage::events::by_ids(&app.db, room.rules, room.nid, missing).await?;
-    let read = read
-        .into_iter()
-        .filter(|event| event.flags & flags::OUTLIER == 0);
-    found.extend(read.map(Arc::new));
+    let stubs = storage::events::stubs(&app.db, missing).await?;
+    let is_placed = |stub: &&Stub| stub.room == room.nid && stub.flags & flags::OUTLIER == 0;
+    let placed = stubs.values().filter(is_placed);
+    let nids: Vec<_> = placed.map(|stub| stub.nid).collect();
+    let read = storage::events::some(&app.db, room.rules, &nids).await?;
+    found.extend(read.into_iter().map(Arc::new));
     Ok(found)
 }
 

@@ -177,24 +177,34 @@ impl FakeRoom {
         let small = self.sign(fake, self.draft(kind, state_key, content.clone()));
         let missing = bytes - small.json.len() - r#","padding":"""#.len();
         content["padding"] = "a".repeat(missing).into();
-        let mut object: CanonicalJsonObject = serde_json::from_value(value(&small)).unwrap();
+        let mut event = value(&small);
+        event["content"] = content;
+        let signed = self.sign_again(fake, event).unwrap();
+        let size = serde_json::from_value::<CanonicalJsonObject>(signed.json.clone()).unwrap();
+        let size = serde_json::to_string(&size).unwrap().len();
+        assert_eq!(size, bytes, "the size that was asked for");
+        signed
+    }
+
+    /// An event of which something was changed, with hash and signature as if its server had made it so; `None` if it is too
+    /// odd for that.
+    pub fn sign_again(&self, fake: &FakeServer, mut event: Value) -> Option<OfSize> {
+        let object = event.as_object_mut()?;
         object.remove("signatures");
         object.remove("hashes");
-        let content: CanonicalJsonObject = serde_json::from_value(content).unwrap();
-        object.insert("content".to_owned(), content.into());
-        let hash = content_hash(&object).unwrap().encode();
+        let mut object: CanonicalJsonObject = serde_json::from_value(event).ok()?;
+        let hash = content_hash(&object).ok()?.encode();
         let hashes = CanonicalJsonObject::from([("sha256".to_owned(), hash.into())]);
         object.insert("hashes".to_owned(), hashes.into());
         let mut signed = object.clone();
-        redact_in_place(&mut signed, &self.rules.redaction, None).unwrap();
-        fake.key.sign_json(&fake.name, &mut signed).unwrap();
+        redact_in_place(&mut signed, &self.rules.redaction, None).ok()?;
+        fake.key.sign_json(&fake.name, &mut signed).ok()?;
         object.insert("signatures".to_owned(), signed["signatures"].clone());
-        let text = serde_json::to_string(&object).unwrap();
-        assert_eq!(text.len(), bytes, "the size that was asked for");
-        OfSize {
-            id: homing_federation::received::event_id_of(&text, self.rules).unwrap(),
-            json: serde_json::from_str(&text).unwrap(),
-        }
+        let text = serde_json::to_string(&object).ok()?;
+        Some(OfSize {
+            id: homing_federation::received::event_id_of(&text, self.rules)?,
+            json: serde_json::from_str(&text).ok()?,
+        })
     }
 
     /// Says something; the next event follows it.

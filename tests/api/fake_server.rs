@@ -41,6 +41,10 @@ pub struct Recorded {
     pub body: Value,
 }
 
+/// Marks an answer that is not given.
+#[derive(Clone)]
+struct Never;
+
 type Handler = Arc<dyn Fn(&Recorded) -> Response + Send + Sync>;
 
 struct Shared {
@@ -108,6 +112,15 @@ impl FakeServer {
     /// Answers requests whose path starts with `path` with a Matrix error.
     pub fn refuses(&self, method: Method, path: &str, status: u16, errcode: &'static str) {
         self.on(method, path, move |_| error(status, errcode));
+    }
+
+    /// Never answers requests whose path starts with `path`: not even the head of an answer comes.
+    pub fn never_answers(&self, method: Method, path: &str) {
+        self.on(method, path, |_| {
+            let mut response = Response::new(Body::empty());
+            response.extensions_mut().insert(Never);
+            response
+        });
     }
 
     /// All requests until now.
@@ -251,10 +264,14 @@ impl Shared {
             .map(|(_, _, handler)| Arc::clone(handler));
         lock(&self.recorded).push(recorded.clone());
         self.arrived.notify_waiters();
-        match handler {
+        let answer = match handler {
             Some(handler) => handler(&recorded),
             None => error(404, "M_UNRECOGNIZED"),
+        };
+        if answer.extensions().get::<Never>().is_some() {
+            std::future::pending::<()>().await;
         }
+        answer
     }
 }
 

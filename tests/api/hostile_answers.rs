@@ -96,6 +96,28 @@ async fn a_join_brings_no_event_that_is_too_large() {
     }
 }
 
+#[tokio::test]
+async fn a_join_brings_nothing_of_other_rooms() {
+    let (server, fake) = (TestServer::federated().await, FakeServer::start().await);
+    let alice = server.register("alice").await;
+    let (room, other) = (FakeRoom::create(&fake, "11"), FakeRoom::create(&fake, "11"));
+    let draft = other.draft("org.example.foreign", Some(""), json!({}));
+    let foreign = value(&other.sign(&fake, draft));
+    let chain = other.state();
+    room.host(&fake, move |answer| {
+        let list = |answer: &mut Value, name: &str, events: &[Value]| {
+            let list = answer[name].as_array_mut().unwrap();
+            list.extend(events.iter().cloned());
+        };
+        list(answer, "auth_chain", &chain);
+        list(answer, "state", std::slice::from_ref(&foreign));
+    });
+    let path = format!("/join/{}?via={}", room.id, fake.name);
+    alice.post(&path, json!({})).await.ok();
+    assert!(has_state(&alice, &room, "m.room.join_rules").await);
+    assert!(!has_state(&alice, &room, "org.example.foreign").await);
+}
+
 async fn seen_by_id(user: &User<'_>, room: &FakeRoom, id: &str) -> bool {
     seen(user, room, id).await.is_some()
 }

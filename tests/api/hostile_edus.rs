@@ -9,6 +9,7 @@ use crate::{
     server::{TestServer, User},
 };
 
+#[expect(clippy::needless_pass_by_value, reason = "made for the call")]
 fn edu(edu_type: &str, content: Value) -> Value {
     json!({ "edu_type": edu_type, "content": content })
 }

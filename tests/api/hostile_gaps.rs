@@ -45,9 +45,8 @@ async fn who_does_not_answer_holds_up_nobody_else() {
     const ROOMS: usize = 30;
     let (server, fake) = (TestServer::federated().await, FakeServer::start().await);
     let (honest, alice) = (FakeServer::start().await, server.register("alice").await);
-    let never = |_: &_| endless(b"", Duration::from_hours(1));
-    fake.on(Method::POST, V1, never);
-    fake.on(Method::GET, V1, never);
+    fake.never_answers(Method::POST, V1);
+    fake.never_answers(Method::GET, V1);
     let mut rooms = Vec::new();
     for _ in 0..ROOMS {
         let room = shared(&alice, &fake, "12").await;
@@ -71,7 +70,7 @@ async fn who_does_not_answer_holds_up_nobody_else() {
         let said = alice.say(room.id.as_str(), "still here").await;
         sees(&alice, room.id.as_str(), &said).await;
     }
-    assert_eq!(waiting(&server).await, 2 * ROOMS as i64);
+    assert_eq!(waiting(&server).await, i64::try_from(2 * ROOMS).unwrap());
     // A server that does not answer is asked for a few things at a time.
     let asked = fake.count(&Method::POST, &format!("{V1}/get_missing_events/"));
     assert!(asked < ROOMS / 2, "{asked}");
@@ -90,9 +89,8 @@ async fn strangers_hold_up_nobody_in_the_room() {
     let mut strangers = Vec::new();
     for _ in 0..STRANGERS {
         let stranger = FakeServer::start().await;
-        let never = |_: &_| endless(b"", Duration::from_hours(1));
-        stranger.on(Method::POST, V1, never);
-        stranger.on(Method::GET, V1, never);
+        stranger.never_answers(Method::POST, V1);
+        stranger.never_answers(Method::GET, V1);
         for room in &rooms {
             let user = format!("@x:{}", stranger.name).try_into().unwrap();
             let room = FakeRoom {
@@ -116,13 +114,13 @@ async fn strangers_hold_up_nobody_in_the_room() {
 }
 
 /// How long it takes until an event is known that a server sends which answers so, when somebody else knows more.
-async fn until_another_is_asked(answer: fn() -> axum::response::Response) -> Duration {
+async fn until_another_is_asked(answers: fn(&FakeServer, Method)) -> Duration {
     let (server, fake) = (TestServer::federated().await, FakeServer::start().await);
     let (honest, alice) = (FakeServer::start().await, server.register("alice").await);
     let room = shared(&alice, &fake, "12").await;
     let theirs = FakeRoom::join(&honest, &server, room.id.as_str()).await;
-    fake.on(Method::POST, V1, move |_| answer());
-    fake.on(Method::GET, V1, move |_| answer());
+    answers(&fake, Method::POST);
+    answers(&fake, Method::GET);
     let ids: Vec<_> = theirs
         .state
         .values()
@@ -147,9 +145,15 @@ async fn until_another_is_asked(answer: fn() -> axum::response::Response) -> Dur
 
 #[tokio::test]
 async fn who_does_not_answer_is_not_waited_for() {
-    let silent = until_another_is_asked(|| endless(b"", Duration::from_hours(1)));
-    let dripping = until_another_is_asked(|| endless(b" ", Duration::from_millis(100)));
-    let endless = until_another_is_asked(|| endless(&[b' '; 1 << 14], Duration::from_millis(1)));
+    let silent = until_another_is_asked(|fake, method| fake.never_answers(method, V1));
+    let dripping = until_another_is_asked(|fake, method| {
+        fake.on(method, V1, |_| endless(b" ", Duration::from_millis(100)));
+    });
+    let endless = until_another_is_asked(|fake, method| {
+        fake.on(method, V1, |_| {
+            endless(&[b' '; 1 << 14], Duration::from_millis(1))
+        });
+    });
     let (_, dripping, endless) = tokio::join!(silent, dripping, endless);
     // These two are given up before their time.
     assert!(dripping < Duration::from_secs(25), "{dripping:?}");
@@ -208,12 +212,25 @@ async fn nonsense_about_what_is_missing_is_no_way_in() {
     let other = shared(&alice, &fake, "12").await;
     let (before, late) = after_a_gap(&room, &fake, "late");
     let elsewhere = other.sign(&fake, other.message("elsewhere"));
+    let intruder = format!("@intruder:{}", fake.name);
+    let content = json!({ "membership": "join" });
+    let intruder = Draft {
+        sender: intruder.as_str().try_into().unwrap(),
+        ..other.draft("m.room.member", Some(&intruder), content)
+    };
+    let intruder = other.sign(&fake, intruder);
     // Circles, events of other rooms, and what is none.
-    let (id, texts) = (
-        late.event_id.clone(),
-        json!([value(&late), value(&elsewhere), 5, null, value(&late)]),
-    );
-    let ids = json!([id, before.event_id, elsewhere.event_id, id]);
+    let id = late.event_id.clone();
+    let mut texts = other.state();
+    texts.extend([&late, &elsewhere, &intruder, &late].map(value));
+    texts.extend([json!(5), json!(null)]);
+    let ids = json!([
+        id,
+        before.event_id,
+        elsewhere.event_id,
+        intruder.event_id,
+        id
+    ]);
     fake.answers(
         Method::POST,
         &format!("{V1}/get_missing_events/"),
@@ -228,8 +245,10 @@ async fn nonsense_about_what_is_missing_is_no_way_in() {
         &format!("{V1}/event_auth/"),
         json!({ "auth_chain": texts }),
     );
-    let event = json!({ "origin": fake.name, "origin_server_ts": 1, "pdus": [value(&late)] });
-    fake.answers(Method::GET, &format!("{V1}/event/"), event);
+    for pdu in [&late, &intruder] {
+        let event = json!({ "origin": fake.name, "origin_server_ts": 1, "pdus": [value(pdu)] });
+        fake.answers(Method::GET, &format!("{V1}/event/"), event);
+    }
     room.send(&fake, &server, &[&late]).await.ok();
     // Each time it is tried again; at last it is judged by a state in which its sender is nobody.
     while waiting(&server).await > 0 {

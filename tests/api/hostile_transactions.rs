@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     fake_room::{FakeRoom, outcome, path, transaction, value},
     fake_server::{FakeServer, in_a_day},
+    hostile_gaps::waiting,
     server::{TestServer, User},
     shared_rooms::{eventually, sees},
 };
@@ -74,10 +75,17 @@ fn malformed(room: &FakeRoom, fake: &FakeServer) -> Vec<String> {
     let mut bad: Vec<String> = ["5", "null", "true", "\"x\"", "[]", "{}", "[[[[[[]]]]]]"]
         .map(ToOwned::to_owned)
         .into();
+    // Right in all but one field, as far as there can be a signature of such an event.
+    let signed = |event: Value, field: &str| {
+        let is_of_signature = ["hashes", "signatures"].contains(&field);
+        let again = room.sign_again(fake, event.clone());
+        let again = again.filter(|_| !is_of_signature);
+        again.map_or(event, |again| again.json).to_string()
+    };
     for field in whole.as_object().unwrap().keys() {
         let mut without = whole.clone();
         without.as_object_mut().unwrap().remove(field);
-        bad.push(without.to_string());
+        bad.push(signed(without, field));
         for other in [
             json!(null),
             json!(5),
@@ -88,13 +96,30 @@ fn malformed(room: &FakeRoom, fake: &FakeServer) -> Vec<String> {
             let mut with = whole.clone();
             if std::mem::discriminant(&with[field]) != std::mem::discriminant(&other) {
                 with[field] = other;
-                bad.push(with.to_string());
+                bad.push(signed(with, field));
             }
         }
     }
     let mut long = whole.clone();
     long["room_id"] = format!("!{}:{}", "a".repeat(1 << 20), fake.name).into();
     bad.push(long.to_string());
+    for (field, text) in [
+        ("type", "t".repeat(256)),
+        ("state_key", "s".repeat(256)),
+        ("type", "a\0b".to_owned()),
+        ("state_key", "a\0b".to_owned()),
+        ("sender", format!("@{}:{}", "s".repeat(255), fake.name)),
+        ("sender", format!("mallory:{}", fake.name)),
+    ] {
+        let mut with = whole.clone();
+        with[field] = text.into();
+        bad.push(signed(with, field));
+    }
+    for field in ["depth", "origin_server_ts"] {
+        let mut with = whole.clone();
+        with[field] = (-1).into();
+        bad.push(signed(with, field));
+    }
     let content = |content: &str| {
         let text = json!(whole["content"]).to_string();
         whole.to_string().replace(&text, content)
@@ -116,13 +141,11 @@ fn malformed(room: &FakeRoom, fake: &FakeServer) -> Vec<String> {
         let mut many = whole.clone();
         let id = room.latest[0].as_str();
         many[field] = vec![id; count].into();
-        bad.push(many.to_string());
+        bad.push(signed(many, field));
     }
-    let mut large = whole.clone();
-    let missing = 65_537 - whole.to_string().len();
-    large["content"]["body"] = format!("bad{}", "a".repeat(missing)).into();
-    assert_eq!(large.to_string().len(), 65_537);
-    bad.push(large.to_string());
+    let content = json!({ "body": "bad", "msgtype": "m.text" });
+    let large = room.sign_sized(fake, ("m.room.message", None), content, 65_537);
+    bad.push(large.json.to_string());
     bad
 }
 
@@ -258,6 +281,7 @@ async fn strange_events_cost_the_others_nothing() {
             let answered = outcome(&answer, pdu.event_id.as_str());
             assert_eq!(answered, Some(false), "{} {answer}", pdu.json);
         }
+        assert_eq!(waiting(&server).await, 0);
         sees(&alice, room.id.as_str(), good.event_id.as_str()).await;
         alice.say(room.id.as_str(), "still there").await;
         let found = json!({ "search_categories": { "room_events": { "search_term": "good" } } });
