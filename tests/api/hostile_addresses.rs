@@ -19,7 +19,7 @@ use serde_json::json;
 use crate::{
     fake_room::{FakeRoom, transaction, value},
     fake_server::FakeServer,
-    hostile_gaps::waiting,
+    hostile_gaps::{until_tried, waiting},
     hostile_transactions::shared,
     outbound::has_joined,
     server::{TestServer, User},
@@ -300,16 +300,9 @@ async fn missing_events(user: &User<'_>, fake: &FakeServer, inner: &str) {
     ahead.say(fake, "not sent");
     let late = ahead.say(fake, "late");
     room.send(fake, server, &[&late]).await.ok();
-    // It waits for its next time.
-    let has_failed = async || {
-        let query = homing::sql!("SELECT count(*) FROM inbound_pdu WHERE attempts > 0");
-        let row = server.app.db.one(query, homing::args![]).await.unwrap();
-        row.get::<i64>(0).unwrap() > 0
-    };
     assert_eq!(waiting(server).await, 1);
-    while !has_failed().await {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    until_tried(server).await;
+    assert_eq!(waiting(server).await, 1);
 }
 
 async fn until(is_so: impl Fn() -> bool) {

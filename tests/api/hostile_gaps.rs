@@ -25,6 +25,18 @@ pub async fn waiting(server: &TestServer) -> i64 {
     row.get(0).unwrap()
 }
 
+/// Waits until each of those that wait was tried.
+pub async fn until_tried(server: &TestServer) {
+    let query = sql!("SELECT count(*) FROM inbound_pdu WHERE attempts = 0");
+    let untried = async || {
+        let row = server.app.db.one(query, args![]).await.unwrap();
+        row.get::<i64>(0).unwrap()
+    };
+    while untried().await > 0 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// An event that follows one which is not sent.
 fn after_a_gap(room: &FakeRoom, fake: &FakeServer, text: &str) -> (Pdu, Pdu) {
     let mut room = room.clone();

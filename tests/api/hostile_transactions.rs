@@ -458,3 +458,43 @@ async fn the_greatest_depth_is_no_end() {
     assert!(at(&expected[0]) < at(&expected[1]) && at(&expected[1]) < at(&expected[2]));
     assert!(at(&expected[2]) < at(shallow.event_id.as_str()));
 }
+
+#[tokio::test]
+async fn who_is_barred_brings_nothing_into_a_room() {
+    let (server, fake) = (TestServer::federated().await, FakeServer::start().await);
+    let alice = server.register("alice").await;
+    let room = shared(&alice, &fake, "12").await;
+    let open = shared(&alice, &fake, "12").await;
+    let acl = async |content: Value| {
+        let path = format!("/rooms/{}/state/m.room.server_acl", room.id);
+        alice.put(&path, content).await.ok();
+    };
+    acl(json!({ "allow": ["*"], "deny": [fake.name.host()] })).await;
+    let (barred, allowed) = (
+        room.sign(&fake, room.message("barred")),
+        open.sign(&fake, open.message("allowed")),
+    );
+    let both = [value(&barred), value(&allowed)];
+    let answer = transaction(&fake, &server, &both, &[]).await.ok();
+    assert_eq!(outcome(&answer, barred.event_id.as_str()), Some(true));
+    assert_eq!(outcome(&answer, allowed.event_id.as_str()), Some(false));
+    assert_eq!(seen(&alice, &room, barred.event_id.as_str()).await, None);
+    let v1 = "/_matrix/federation/v1";
+    for path in [
+        format!("{v1}/make_join/{}/@zoe:{}?ver=12", room.id, fake.name),
+        format!("{v1}/make_leave/{}/{}", room.id, room.user),
+        format!("{v1}/state_ids/{}?event_id={}", room.id, room.latest[0]),
+        format!("{v1}/backfill/{}?v={}&limit=5", room.id, room.latest[0]),
+        format!("{v1}/event/{}", room.latest[0]),
+    ] {
+        fake.get(&server, &path).await.fails(403, "M_FORBIDDEN");
+    }
+    acl(json!({ "allow": ["*"] })).await;
+    let answer = transaction(&fake, &server, &both, &[]).await.ok();
+    assert_eq!(outcome(&answer, barred.event_id.as_str()), Some(false));
+    assert!(
+        seen(&alice, &room, barred.event_id.as_str())
+            .await
+            .is_some()
+    );
+}
