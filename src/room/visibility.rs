@@ -474,9 +474,9 @@ pub(super) fn is_shared(visibility: &HistoryVisibility) -> bool {
 }
 
 /// Whether those who have joined may read everything because that never was otherwise, as far as the event tells that says
-/// so now.
+/// so now. A room without one may have had another.
 pub(super) fn was_always_shared(now: Option<&Event>) -> bool {
-    now.is_none_or(|event| {
+    now.is_some_and(|event| {
         event.replaces.is_none()
             && event.flags & flags::TOOK_OVER == 0
             && is_shared(&visibility_of(event))

@@ -11,7 +11,7 @@ use ruma::{OwnedEventId, RoomId, UInt};
 use serde_json::{Value, json};
 
 use crate::{
-    fake_room::{FakeRoom, value},
+    fake_room::{FakeRoom, pdu, value},
     fake_server::{FakeServer, error},
     server::TestServer,
     shared_rooms::sees,
@@ -115,6 +115,74 @@ async fn the_end_of_the_history_is_known_at_each_position() {
         assert_eq!(timeline::end_at(db, nid, pos).await.unwrap(), end);
     }
     assert_eq!(is_last.iter().filter(|is_last| !**is_last).count(), 9);
+}
+
+#[tokio::test]
+async fn what_was_said_to_few_stays_so_when_branches_meet() {
+    let (here, fake) = (TestServer::federated().await, FakeServer::start().await);
+    let alice = here.register("alice").await;
+    for first in [None, Some("shared")] {
+        let mut room = FakeRoom::create(&fake, "11");
+        let visibility = "m.room.history_visibility";
+        if let Some(first) = first {
+            let content = json!({ "history_visibility": first });
+            room.set(&fake, visibility, "", content);
+        }
+        let levels = |level: i64| json!({ "users": { room.user.as_str(): 100, &alice.id: level } });
+        let (moderator, nobody) = (levels(50), levels(0));
+        let power = "m.room.power_levels";
+        let before = value(&room.state[&(power.to_owned(), String::new())]);
+        room.set(&fake, power, "", moderator);
+        room.host(&fake, move |answer| {
+            let chain = answer["auth_chain"].as_array_mut().unwrap();
+            chain.push(before.clone());
+        });
+        let path = format!("/join/{}?via={}", room.id, fake.name);
+        alice.post(&path, json!({})).await.ok();
+        let start = format!("{FEDERATION}/v2/send_join/{}", room.id);
+        let join = fake.wait_for(|it| it.path.starts_with(&start)).await;
+        room.follow(&pdu(&join.body, room.rules));
+        let id = room.id.to_string();
+
+        let path = format!("/rooms/{id}/state/{visibility}");
+        let joined = json!({ "history_visibility": "joined" });
+        alice.put(&path, joined).await.ok();
+        alice.say(&id, "secret").await;
+        // Beside that she loses the power to say who may read.
+        let beside = room.set(&fake, power, "", nobody);
+        room.send(&fake, &here, &[&beside]).await.ok();
+        sees(&alice, &id, beside.event_id.as_str()).await;
+        match first {
+            Some(first) => {
+                let now = alice.get(&path).await.ok();
+                assert_eq!(now["history_visibility"], first);
+            }
+            None => drop(alice.get(&path).await.fails(404, "M_NOT_FOUND")),
+        }
+        let said = alice.say(&id, "for all").await;
+
+        let name = format!("carol{}", first.unwrap_or_default());
+        let carol = here.register(&name).await;
+        carol.post(&format!("/join/{id}"), json!({})).await.ok();
+        sees(&carol, &id, &said).await;
+        for user in [&alice, &carol] {
+            let path = format!("/rooms/{id}/messages?dir=b&limit=100");
+            let read = user.get(&path).await.ok();
+            let read = texts(&read["chunk"]);
+            let may = user.id == alice.id;
+            assert_eq!(
+                read.contains(&"secret".to_owned()),
+                may,
+                "{first:?} {read:?}"
+            );
+        }
+        let other = FakeServer::start().await;
+        FakeRoom::join(&other, &here, &id).await;
+        let path = format!("{FEDERATION}/v1/backfill/{id}?v={said}&limit=100");
+        let told = other.get(&here, &path).await.ok();
+        let told = texts(&told["pdus"]);
+        assert_eq!(told, ["for all"], "{first:?}");
+    }
 }
 
 #[tokio::test]
