@@ -28,6 +28,7 @@ use crate::{
     room::{
         aliases,
         directory::{self, Page, Query, token_after, token_before},
+        summary::Summary,
     },
     storage,
 };
@@ -77,15 +78,27 @@ impl From<PublicRoomsChunk> for Entry {
     }
 }
 
+impl Directory {
+    /// A page with the tokens of the pages before and after it.
+    fn new(
+        rooms: Vec<PublicRoomsChunk>,
+        (prev_batch, next_batch): (Option<String>, Option<String>),
+        total_room_count_estimate: Option<UInt>,
+    ) -> Self {
+        Self {
+            chunk: rooms.into_iter().map(Entry::from).collect(),
+            prev_batch,
+            next_batch,
+            total_room_count_estimate,
+        }
+    }
+}
+
 impl From<Page> for Directory {
     fn from(page: Page) -> Self {
-        let rooms = page.rooms.into_iter();
-        Self {
-            chunk: rooms.map(|room| room.chunk().into()).collect(),
-            prev_batch: page.before.map(token_before),
-            next_batch: page.after.map(token_after),
-            total_room_count_estimate: UInt::try_from(page.total).ok(),
-        }
+        let rooms = page.rooms.into_iter().map(Summary::chunk).collect();
+        let batches = (page.before.map(token_before), page.after.map(token_after));
+        Self::new(rooms, batches, UInt::try_from(page.total).ok())
     }
 }
 
@@ -99,12 +112,9 @@ async fn get_public_rooms(
         let mut asked = federation::get_public_rooms::v1::Request::new();
         (asked.limit, asked.since) = (request.limit, request.since);
         let told = remote::ask(&app, server, asked, DIRECTORY_BYTES).await?;
-        return Ok(Directory {
-            chunk: told.chunk.into_iter().map(Entry::from).collect(),
-            prev_batch: told.prev_batch,
-            next_batch: told.next_batch,
-            total_room_count_estimate: told.total_room_count_estimate,
-        });
+        let batches = (told.prev_batch, told.next_batch);
+        let total = told.total_room_count_estimate;
+        return Ok(Directory::new(told.chunk, batches, total));
     }
     let (query, network) = (Query::default(), RoomNetwork::All);
     let (since, limit) = (request.since.as_deref(), request.limit);
@@ -126,12 +136,9 @@ async fn get_public_rooms_filtered(
         (asked.limit, asked.since) = (request.limit, request.since);
         (asked.filter, asked.room_network) = (request.filter, request.room_network);
         let told = remote::ask(&app, server, asked, DIRECTORY_BYTES).await?;
-        return Ok(Directory {
-            chunk: told.chunk.into_iter().map(Entry::from).collect(),
-            prev_batch: told.prev_batch,
-            next_batch: told.next_batch,
-            total_room_count_estimate: told.total_room_count_estimate,
-        });
+        let batches = (told.prev_batch, told.next_batch);
+        let total = told.total_room_count_estimate;
+        return Ok(Directory::new(told.chunk, batches, total));
     }
     let query = Query::from(request.filter);
     let (since, limit) = (request.since.as_deref(), request.limit);

@@ -236,13 +236,24 @@ pub(super) async fn missing_events(
         // It has answered, if not well.
         return Ok(Some(Vec::new()));
     }
-    let Some(mut answered) = search.answer("missing events", from, answered) else {
+    let Some(answered) = search.answer("missing events", from, answered) else {
         return Ok(None);
     };
-    answered.events.truncate(MISSING_EVENTS as usize);
-    let mut events = good(app, room, answered.events).await?;
+    let events = oldest_first(app, room, answered.events, MISSING_EVENTS);
+    events.await.map(Some)
+}
+
+/// The good ones of the first `most` events, oldest first.
+async fn oldest_first(
+    app: &App,
+    room: &Room,
+    mut texts: Vec<Box<RawValue>>,
+    most: u32,
+) -> Result<Vec<Arc<Pdu>>> {
+    texts.truncate(most as usize);
+    let mut events = good(app, room, texts).await?;
     events.sort_by_key(|pdu| pdu.depth);
-    Ok(Some(events))
+    Ok(events)
 }
 
 /// Events from `latest` on backwards, oldest first.
@@ -258,13 +269,11 @@ pub(super) async fn history(
 ) -> Result<Option<Vec<Arc<Pdu>>>> {
     let request = get_backfill::v1::Request::new(room.id.clone(), latest, UInt::from(BACKFILL));
     let answered = search.ask(app, from, FEW, "history", request);
-    let Some(mut answered) = answered.await else {
+    let Some(answered) = answered.await else {
         return Ok(None);
     };
-    answered.pdus.truncate(BACKFILL as usize);
-    let mut events = good(app, room, answered.pdus).await?;
-    events.sort_by_key(|pdu| pdu.depth);
-    Ok(Some(events))
+    let events = oldest_first(app, room, answered.pdus, BACKFILL);
+    events.await.map(Some)
 }
 
 /// Keeps the events that an event rests on, as another server tells of them.
