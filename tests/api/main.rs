@@ -35,6 +35,7 @@ mod hostile_answers;
 mod hostile_branches;
 mod hostile_edus;
 mod hostile_gaps;
+mod hostile_history;
 mod hostile_invites;
 mod hostile_joins;
 mod hostile_state;

@@ -40,6 +40,7 @@ use crate::{
     storage::{
         self, EventNid, KeyNid,
         events::{Stub, flags},
+        gaps,
         state::StateAt,
     },
 };
@@ -212,7 +213,15 @@ async fn good(app: &App, room: &Room, texts: Vec<Box<RawValue>>) -> Result<Vec<A
     Ok(good)
 }
 
-/// The events between those that the room has last and one that follows them, oldest first; `None` if the other server does
+/// What another server tells of the events between some.
+pub(super) struct Between {
+    /// How many it tells of.
+    pub(super) told: usize,
+    /// Those of them that are good ones of the room, oldest first.
+    pub(super) good: Vec<Arc<Pdu>>,
+}
+
+/// The events between those that the room has last, `earliest`, and one that follows them; `None` if the other server does
 /// not answer.
 ///
 /// # Errors
@@ -222,25 +231,28 @@ pub(super) async fn missing_events(
     app: &App,
     room: &Room,
     from: &ServerName,
-    latest: &EventId,
-    earliest: Vec<OwnedEventId>,
-) -> Result<Option<Vec<Arc<Pdu>>>> {
+    (latest, earliest): (&EventId, Vec<OwnedEventId>),
+) -> Result<Option<Between>> {
     let mut request =
         get_missing_events::v1::Request::new(room.id.clone(), earliest, vec![latest.to_owned()]);
     request.limit = UInt::from(MISSING_EVENTS);
+    let least = gaps::depth_of_join(&app.db, room.nid).await?;
+    request.min_depth = UInt::try_from(least).unwrap_or_default();
     let Some(limits) = search.limits(from, FEW) else {
         return Ok(None);
     };
     let answered = app.federation.send_within(limits, from, request).await;
-    if let Err(client::Error::Nonsense(_)) = answered {
+    let events = match answered {
         // It has answered, if not well.
-        return Ok(Some(Vec::new()));
-    }
-    let Some(answered) = search.answer("missing events", from, answered) else {
-        return Ok(None);
+        Err(client::Error::Nonsense(_)) => Vec::new(),
+        answered => match search.answer("missing events", from, answered) {
+            Some(answered) => answered.events,
+            None => return Ok(None),
+        },
     };
-    let events = oldest_first(app, room, answered.events, MISSING_EVENTS);
-    events.await.map(Some)
+    let told = events.len();
+    let good = oldest_first(app, room, events, MISSING_EVENTS).await?;
+    Ok(Some(Between { told, good }))
 }
 
 /// The good ones of the first `most` events, oldest first.

@@ -47,6 +47,11 @@ pub(super) async fn take(step: &mut Step<'_>, known: &mut Known, item: &Item) ->
             }
         },
     };
+    if is_old(step, item, &missing).await? {
+        write(step, item);
+        let reason = "it is from before somebody here joined the room";
+        return Ok(Fate::Rejected(reason.to_owned()));
+    }
     if missing != Missing::default() {
         return Ok(Fate::Missing(missing));
     }
@@ -114,6 +119,19 @@ pub(super) async fn take(step: &mut Step<'_>, known: &mut Known, item: &Item) ->
     Ok(Fate::Accepted)
 }
 
+/// Whether an event is told as news that was there before this server was in the room. It would look like a branch on which
+/// nobody who came later has joined, and could throw them out. When somebody reads so far back, it is asked for as history.
+async fn is_old(step: &Step<'_>, item: &Item, missing: &Missing) -> Result<bool> {
+    if item.is_history || item.is_return || item.before.is_some() {
+        return Ok(false);
+    }
+    if item.pdu.prev_events.is_empty() {
+        return Ok(true);
+    }
+    let is_cut_off = !missing.prev_events.is_empty();
+    Ok(is_cut_off && item.pdu.depth < gaps::depth_of_join(&step.app.db, step.room.nid).await?)
+}
+
 /// The state after an event: where it is kept, how it is told, and the key that the event changed in it.
 struct After {
     at: StateAt,
@@ -173,8 +191,11 @@ async fn note_gaps(step: &mut Step<'_>, item: &Item) -> Result<()> {
     if item.before.is_some()
         && let Err(missing) = states_after(step, &pdu.prev_events).await?
     {
+        let is_old =
+            item.is_history && pdu.depth <= gaps::depth_of_join(&step.app.db, room).await?;
+        let before_join = item.is_return || is_old;
         for id in missing {
-            let write = gaps::open(room, id.as_str(), pdu.depth);
+            let write = gaps::open(room, id.as_str(), pdu.depth, before_join);
             step.change.write(write);
         }
     }

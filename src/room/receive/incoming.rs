@@ -100,6 +100,15 @@ async fn in_room(
         answers.extend(refused(others, "nobody here is in this room"));
         return Ok(answers);
     }
+    // Only who is in a room has something to tell of it but their own events.
+    let is_inside = room
+        .seen()
+        .servers
+        .get(origin)
+        .is_some_and(|server| server.joined > 0);
+    let is_theirs = |pdu: &Arc<Pdu>| is_inside || pdu.sender.server_name() == origin;
+    let (mut pdus, foreign): (Vec<_>, Vec<_>) = pdus.into_iter().partition(is_theirs);
+    answers.extend(refused(foreign, "your server is not in this room"));
     // An event may stand before one that it follows.
     pdus.sort_by_key(|pdu| pdu.depth);
     let mut met = HashSet::new();

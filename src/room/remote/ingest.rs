@@ -345,7 +345,7 @@ async fn found(
     step.change.write(outside::forget(room.nid, sender.user));
     for id in &pdu.prev_events {
         step.change
-            .write(gaps::open(room.nid, id.as_str(), pdu.depth));
+            .write(gaps::open(room.nid, id.as_str(), pdu.depth, true));
     }
     step.add_on_top(pdu, placed, &before).await?;
     let finished = step.finish()?;
