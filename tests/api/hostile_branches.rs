@@ -10,8 +10,8 @@ use crate::{
     server::{TestServer, User},
 };
 
-/// How many branches the hostile server makes.
-const BRANCHES: usize = 60;
+/// How many branches the hostile server makes: more than states can be resolved at once.
+const BRANCHES: usize = 80;
 
 /// The extremities of a room, as the next event of this server follows them.
 async fn followed(server: &TestServer, fake: &FakeServer, room: &FakeRoom) -> Vec<String> {

@@ -39,14 +39,12 @@ async fn is_waiting(server: &TestServer, event: &OwnedEventId) -> bool {
     row.get::<i64>(0).unwrap() > 0
 }
 
-/// Sends something else that has to wait: what waits already is looked at again then.
-async fn nudge(fake: &FakeServer, server: &TestServer, room: &FakeRoom) {
+/// Something else that has to wait: when it is sent, what waits already is looked at again.
+fn nudge(fake: &FakeServer, room: &FakeRoom) -> Pdu {
     let mut room = room.clone();
     room.user = format!("@mallory:{}", fake.name).try_into().unwrap();
     room.say(fake, "not told");
-    let nudge = room.say(fake, &rand::random::<u64>().to_string());
-    room.send(fake, server, &[&nudge]).await.ok();
-    tokio::time::sleep(Duration::from_millis(20)).await;
+    room.say(fake, &rand::random::<u64>().to_string())
 }
 
 #[tokio::test]
@@ -57,13 +55,15 @@ async fn what_was_given_up_comes_with_the_next_event() {
     let document = fake.key_document(&fake.key, in_a_day() + 30 * 24 * 60 * 60 * 1000);
     fake.answers(Method::GET, KEYS, document);
     let mut room = shared(&alice, &fake, "12").await;
-    let branch = room.clone();
+    let nudge = nudge(&fake, &room);
     let before = room.say(&fake, "before");
     let late = room.say(&fake, "late");
     room.send(&fake, &server, &[&late]).await.ok();
     while is_waiting(&server, &late.event_id).await {
         server.app.clock.advance(Duration::from_hours(1));
-        nudge(&fake, &server, &branch).await;
+        // The same each time, so that little stands before what is to come at last.
+        room.send(&fake, &server, &[&nudge]).await.ok();
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let recorded = fake.recorded().into_iter();
     let asked = recorded.filter(|it| it.body["latest_events"] == json!([late.event_id]));
@@ -171,7 +171,9 @@ async fn a_room_goes_on_without_an_event_whose_key_is_not_known() {
     room.send(&scene.relay, &server, &[&next]).await.ok();
     while is_waiting(&server, &next.event_id).await {
         server.app.clock.advance(Duration::from_mins(1));
-        nudge(&scene.relay, &server, &scene.room).await;
+        let nudge = nudge(&scene.relay, &scene.room);
+        room.send(&scene.relay, &server, &[&nudge]).await.ok();
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let last = room.say(&scene.relay, "last");
     room.send(&scene.relay, &server, &[&last]).await.ok();
