@@ -425,6 +425,7 @@ impl Bus {
             } => {
                 let mut seen = room.seen_mut();
                 seen.version = row.version;
+                seen.state_line = row.state_line;
                 seen.max_depth = row.max_depth;
                 seen.joined_count = row.joined_count;
                 seen.invited_count = row.invited_count;

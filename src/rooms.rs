@@ -152,6 +152,8 @@ impl Head {
 pub struct Seen {
     /// The version of the head that was committed last.
     pub version: i64,
+    /// The line of the current state.
+    pub state_line: i64,
     /// The depth of the deepest event; 0 of a room that this server was never in.
     pub max_depth: i64,
     /// How many have joined.
@@ -204,6 +206,7 @@ impl Room {
         })?;
         let seen = Seen {
             version: row.head.version,
+            state_line: row.head.state_line,
             max_depth: row.head.max_depth,
             joined_count: row.head.joined_count,
             invited_count: row.head.invited_count,

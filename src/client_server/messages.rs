@@ -105,7 +105,7 @@ async fn get_message_events(
         upto,
     };
     let limit = limit(request.limit).min(filter.event.limit.map_or(MAX_EVENTS, limit));
-    let sight = Sight::quick(&app, &room, &viewer).await?;
+    let mut sight = Sight::quick(&app, &room, &viewer).await?;
     let mut page = timeline::page(&app, &room, &sight, range, &filter, limit).await?;
     let mut gap = None;
     if backward {
@@ -113,6 +113,8 @@ async fn get_message_events(
         let depths = |page: &Page| page.next.unwrap_or(to).depth..=from.depth;
         let has_come = history::extend(&app, &room, &depths(&page)).await?;
         if has_come {
+            // What is told of what was not here before is decided by how things stood there.
+            sight = Sight::quick(&app, &room, &viewer).await?;
             page = timeline::page(&app, &room, &sight, range, &filter, limit).await?;
         }
         gap = history::next_gap(&app, &room, &depths(&page)).await?;
@@ -210,8 +212,8 @@ async fn get_event_by_timestamp(
     let viewer = Viewer::of(&app, &call.requester).await?;
     let (room, _) = readable(&app, &request.room_id, &viewer).await?;
     let (ts, dir) = (request.ts, request.dir);
-    let sight = Sight::quick(&app, &room, &viewer).await?;
     let nearest = async || -> Result<Option<Event>> {
+        let sight = Sight::quick(&app, &room, &viewer).await?;
         let (db, ts) = (&app.db, i64::from(ts.0));
         let near = storage::timeline::around(db, room.rules, room.nid, ts, dir, NEAR_EVENTS);
         let mut near = near.await?.into_iter();

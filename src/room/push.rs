@@ -162,11 +162,17 @@ fn named(event: &Event) -> Vec<String> {
 }
 
 /// Finds out how an event counts for the local members of its room, and for whom it invites.
-/// `member_count` is the number of joined members.
+/// `member_count` is the number of joined members; `blind` are those who may not see the event.
 ///
 /// # Errors
 /// If the database fails.
-pub async fn evaluate(app: &App, room: &Room, event: &Event, member_count: i64) -> Result<Verdict> {
+pub async fn evaluate(
+    app: &App,
+    room: &Room,
+    event: &Event,
+    member_count: i64,
+    blind: &HashSet<UserNid>,
+) -> Result<Verdict> {
     let mut judged = Judged::new(app, room, event, member_count).await?;
     let usual = Outcome::of(judged.actions(&app.preferences.common).await);
     let mut verdict = Verdict {
@@ -204,6 +210,12 @@ pub async fn evaluate(app: &App, room: &Room, event: &Event, member_count: i64) 
         let rules = own.and_then(|own| own.rules.clone());
         let ignores = own.is_some_and(|own| own.ignored.contains(&event.sender));
         let is_named = named.contains(&user);
+        if blind.contains(&user) && !ignores {
+            if usual.notifies {
+                verdict.differing.push((user, SILENT));
+            }
+            continue;
+        }
         if rules.is_none() && !ignores && !is_named {
             let flags = usual.flags(usual.notifies, Volume::All);
             if flags != 0 {

@@ -183,7 +183,7 @@ impl<'a> Sight<'a> {
         if event.nid == member.nid {
             return Some(membership_of(event));
         }
-        if event.state_line != member.state_line {
+        if event.state_line != member.state_line || member.flags & flags::FORKED != 0 {
             return None;
         }
         if event.state_sv > member.state_sv {
@@ -191,6 +191,31 @@ impl<'a> Sight<'a> {
         }
         member.replaces.is_none().then_some(Membership::Leave)
     }
+}
+
+/// Whether somebody may see all of `events` for sure who has joined and not left since: because the room has always shown
+/// its history to members, or because the events follow the join on the room's main line. `now` is what the room says of its
+/// visibility and of them, `since` the position from which on they have been what they are.
+#[must_use]
+pub fn sees_all(
+    room: &Room,
+    [visibility, member]: [Option<&Event>; 2],
+    since: Pos,
+    events: &[Arc<Event>],
+) -> bool {
+    if was_always_shared(visibility) {
+        return true;
+    }
+    let line = room.seen().state_line;
+    let is_on_top = |join: &&Event| {
+        join.pos == Some(since) && join.state_line == line && join.flags & flags::FORKED == 0
+    };
+    member.filter(is_on_top).is_some_and(|join| {
+        events.iter().all(|event| {
+            let is_later = event.state_line == line && event.state_sv > join.state_sv;
+            is_later || event.nid == join.nid
+        })
+    })
 }
 
 /// Those of `events` that a viewer may see and wants to.
@@ -289,7 +314,7 @@ pub async fn is_world_readable(app: &App, room: &Room) -> Result<bool> {
         .is_some_and(|event| visibility_of(event) == HistoryVisibility::WorldReadable))
 }
 
-pub(super) const VISIBILITY: &str = "m.room.history_visibility";
+pub(in crate::room) const VISIBILITY: &str = "m.room.history_visibility";
 const MEMBER: &str = "m.room.member";
 
 fn keys(user: &UserId) -> [Key; 2] {
@@ -442,7 +467,7 @@ impl History {
 }
 
 /// The rules of "Room history visibility", for one visibility and one membership.
-pub(super) fn allowed(
+pub(in crate::room) fn allowed(
     visibility: &HistoryVisibility,
     membership: Membership,
     joined_later: bool,
@@ -466,7 +491,7 @@ fn is_member_event_of(event: &Event, viewer: &Viewer) -> bool {
 }
 
 /// Whether those who have joined may read everything.
-pub(super) fn is_shared(visibility: &HistoryVisibility) -> bool {
+pub(in crate::room) fn is_shared(visibility: &HistoryVisibility) -> bool {
     !matches!(
         visibility,
         HistoryVisibility::Invited | HistoryVisibility::Joined
@@ -483,7 +508,7 @@ pub(super) fn was_always_shared(now: Option<&Event>) -> bool {
     })
 }
 
-pub(super) fn visibility_of(event: &Event) -> HistoryVisibility {
+pub(in crate::room) fn visibility_of(event: &Event) -> HistoryVisibility {
     #[derive(Deserialize)]
     struct Content {
         history_visibility: HistoryVisibility,
@@ -496,7 +521,7 @@ pub(super) fn visibility_of(event: &Event) -> HistoryVisibility {
         })
 }
 
-pub(super) fn membership_of(event: &Event) -> Membership {
+pub(in crate::room) fn membership_of(event: &Event) -> Membership {
     #[derive(Deserialize)]
     struct Content {
         membership: MembershipState,

@@ -43,7 +43,7 @@ pub(super) struct Part<'a> {
     pub(super) upto: Pos,
     /// All events in between, if memory has them, whether the user may see them or not.
     pub(super) recent: Option<Vec<Arc<Event>>>,
-    /// What the user may see; `None`: everything.
+    /// What the user may see; `None`: every event that was found.
     pub(super) sight: Option<Sight<'a>>,
     /// The events that are told.
     pub(super) timeline: Vec<Arc<Event>>,

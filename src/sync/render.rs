@@ -53,7 +53,7 @@ pub(super) async fn batch(context: &Context<'_>, batch: &mut Batch<'_>) -> Resul
             .iter()
             .any(|event| parents.contains(&event.nid));
         let bundles = if has_children {
-            aggregations::of(context.app, &part.room, &part.timeline, sight).await?
+            bundles(context, part, sight).await?
         } else {
             Bundles::default()
         };
@@ -76,6 +76,19 @@ pub(super) async fn batch(context: &Context<'_>, batch: &mut Batch<'_>) -> Resul
         rendered.push(Rendered { timeline, state });
     }
     Ok(rendered)
+}
+
+/// The children of a timeline, as far as the user may see them: where others take part, a child may be older than what it
+/// belongs to.
+async fn bundles(context: &Context<'_>, part: &Part<'_>, sight: &Sight<'_>) -> Result<Bundles> {
+    let (app, room) = (context.app, &part.room);
+    let known;
+    let mut sight = sight;
+    if part.sight.is_none() && !room.seen().servers.is_empty() {
+        known = Sight::quick(app, room, context.viewer).await?;
+        sight = &known;
+    }
+    aggregations::of(app, room, &part.timeline, sight).await
 }
 
 /// The events of limited timelines that have children.

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     error::Result,
-    room::visibility::Sight,
+    room::visibility::{Sight, sees_all},
     storage::{self, Event, EventNid, Pos, RoomNid, events::flags},
     token::Token,
 };
@@ -144,35 +144,51 @@ async fn load_sights<'a>(
     batch: &mut Batch<'a>,
     found: &HashMap<usize, (Vec<Arc<Event>>, bool)>,
 ) -> Result<()> {
-    let needed: Vec<usize> = found
+    let doubtful: Vec<usize> = found
         .iter()
         .filter(|(index, (events, _))| {
             let part = &batch.parts[**index];
-            part.sight.is_none() && events.iter().any(|event| !part.was_in(event))
+            part.sight.is_none() && !part.was_in_a_line(events)
         })
         .map(|(index, _)| *index)
         .collect();
-    let mut keys = Vec::with_capacity(2 * needed.len());
-    for index in &needed {
+    if doubtful.is_empty() {
+        return Ok(());
+    }
+    let visibility = key("m.room.history_visibility", "");
+    let member = key("m.room.member", context.requester.user_id.as_str());
+    let mut keys = Vec::with_capacity(2 * doubtful.len());
+    for index in &doubtful {
         let room = &batch.parts[*index].room;
-        keys.push((Arc::clone(room), key("m.room.history_visibility", "")));
-        let user = context.requester.user_id.as_str();
-        keys.push((Arc::clone(room), key("m.room.member", user)));
+        keys.push((Arc::clone(room), visibility.clone()));
+        keys.push((Arc::clone(room), member.clone()));
     }
-    if !keys.is_empty() {
-        lookup::state(context, keys).await?;
-    }
-    for index in needed {
+    let state = lookup::state(context, keys).await?;
+    for index in doubtful {
         let part = &mut batch.parts[index];
-        part.sight = Some(Sight::quick(context.app, &part.room, context.viewer).await?);
+        let events = found.get(&index).map_or(&[][..], |(events, _)| events);
+        let now = [&visibility, &member].map(|key| {
+            let event = state.get(&(part.room.nid, key.clone()));
+            event.map(AsRef::as_ref)
+        });
+        if !part.was_in_all(events) || !sees_all(&part.room, now, part.member.pos, events) {
+            part.sight = Some(Sight::quick(context.app, &part.room, context.viewer).await?);
+        }
     }
     Ok(())
 }
 
 impl Part<'_> {
-    /// Whether the user was in the room at an event for sure: joined before it and still there.
-    pub(super) fn was_in(&self, event: &Event) -> bool {
-        self.is_joined() && event.pos.is_some_and(|pos| pos >= self.member.pos)
+    /// Whether all of the events came when the user had joined, who is still there.
+    fn was_in_all(&self, events: &[Arc<Event>]) -> bool {
+        let is_later = |event: &Arc<Event>| event.pos.is_some_and(|pos| pos >= self.member.pos);
+        events.is_empty() || (self.is_joined() && events.iter().all(is_later))
+    }
+
+    /// The same where no event can have come late, because there was never another server.
+    fn was_in_a_line(&self, events: &[Arc<Event>]) -> bool {
+        let is_alone = || self.room.seen().servers.is_empty();
+        events.is_empty() || (self.was_in_all(events) && is_alone())
     }
 
     fn sees(&self, context: &Context<'_>, event: &Event) -> bool {
@@ -180,8 +196,8 @@ impl Part<'_> {
             return true;
         }
         match &self.sight {
-            Some(sight) if !self.was_in(event) => sight.sees(event),
-            _ => {
+            Some(sight) => sight.sees(event),
+            None => {
                 event.flags & flags::HIDDEN == 0
                     && (event.key.is_some() || !context.viewer.ignored.contains(&event.sender))
             }

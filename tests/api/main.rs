@@ -29,6 +29,7 @@ mod discovery;
 mod edus;
 mod fallback;
 mod federation_client;
+mod hidden_branches;
 mod hidden_events;
 mod hostile_addresses;
 mod hostile_answers;

@@ -8,7 +8,12 @@ use tokio::{
     net::TcpSocket,
 };
 
-use crate::server::{TestServer, User};
+use crate::{
+    fake_room::FakeRoom,
+    fake_server::FakeServer,
+    server::{TestServer, User},
+    shared_rooms::sees,
+};
 
 /// How many rooms a person has in these tests: enough to show if anything is done for each of them.
 const ROOMS: usize = 30;
@@ -153,4 +158,40 @@ async fn few_first_syncs_of_a_user_are_made_at_a_time() {
     assert_eq!(feed.whole.available_permits(), 0);
     drop(unread);
     assert_eq!(joined(&alice.sync("").await), 1);
+}
+
+#[tokio::test]
+async fn a_sync_of_a_room_with_others_reads_nothing_unless_something_branched_off_before() {
+    let (server, fake) = (TestServer::federated().await, FakeServer::start().await);
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    for visibility in ["joined", "invited", "shared"] {
+        let state = json!({
+            "type": "m.room.history_visibility", "content": { "history_visibility": visibility },
+        });
+        let body = json!({ "preset": "public_chat", "initial_state": [state] });
+        let id = alice.create_room(body).await;
+        let mut guest = FakeRoom::join(&fake, &server, &id).await;
+        let mut branch = guest.clone();
+        bob.post(&format!("/join/{id}"), json!({})).await.ok();
+        let (first, _) = counted(&bob, "").await;
+        let (warm, _) = counted(&bob, &since(&first)).await;
+
+        let said = alice.say(&id, "one").await;
+        guest.latest = vec![said.try_into().unwrap()];
+        guest.depth += 2;
+        let answer = guest.say(&fake, "two");
+        guest.send(&fake, &server, &[&answer]).await.ok();
+        sees(&alice, &id, answer.event_id.as_str()).await;
+        let (two, reads) = counted(&bob, &since(&warm)).await;
+        assert_eq!((joined(&two), reads), (1, 0), "{visibility}");
+        assert!(two.to_string().contains(answer.event_id.as_str()));
+
+        let late = branch.say(&fake, "late");
+        branch.send(&fake, &server, &[&late]).await.ok();
+        sees(&alice, &id, late.event_id.as_str()).await;
+        let (late, reads) = counted(&bob, &since(&two)).await;
+        assert_eq!(joined(&late), usize::from(visibility == "shared"));
+        let most = if visibility == "shared" { 0 } else { 3 };
+        assert!(reads <= most, "{visibility}: {reads}");
+    }
 }

@@ -154,7 +154,14 @@ impl Step<'_> {
         if let Some(write) = search::add(event) {
             self.change.write(write);
         }
-        let verdict = push::evaluate(self.app, self.room, event, self.row.joined_count).await?;
+        let verdict = push::evaluate(
+            self.app,
+            self.room,
+            event,
+            self.row.joined_count,
+            &self.blind,
+        )
+        .await?;
         let notifies = verdict.notifies;
         match event.thread {
             Some(root) => {

@@ -1,6 +1,10 @@
 //! One change to a room, while it is being computed.
 
-use std::{cmp::Reverse, collections::HashMap, sync::Arc};
+use std::{
+    cmp::Reverse,
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use homing_federation::{draft::MAX_PREV_EVENTS, event::Pdu};
 use ruma::{OwnedServerName, ServerName};
@@ -52,6 +56,8 @@ pub(in crate::room) struct Step<'a> {
     markers: HashMap<(UserNid, i64), ReadMarker>,
     pub(super) highlights: HashMap<UserNid, i64>,
     pub(super) servers: HashMap<OwnedServerName, ServerCount>,
+    /// Local members who may not see the event that comes.
+    pub(in crate::room) blind: HashSet<UserNid>,
     last: Option<Position>,
     /// The events of this change.
     pub(super) arrived: Vec<Arc<Event>>,
@@ -114,6 +120,7 @@ impl<'a> Step<'a> {
             markers: HashMap::new(),
             highlights: HashMap::new(),
             servers: HashMap::new(),
+            blind: HashSet::new(),
             last: None,
             arrived: Vec::new(),
         }

@@ -1,8 +1,11 @@
 //! An event that follows something else than what its room has last.
 
-use std::sync::Arc;
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
-use ruma::OwnedEventId;
+use ruma::{OwnedEventId, UserId};
 
 use super::{
     Fate, Missing, Opinion, finish_known, hide,
@@ -15,12 +18,13 @@ use crate::{
     error::Result,
     room::{
         append::step::{Placed, Step, key_of},
-        branches::{Changed, Derived, merge},
-        head::StateMap,
+        branches::{Changed, Derived, compare, merge},
+        head::{self, StateMap},
         resolution::Newest,
+        visibility::{VISIBILITY, allowed, is_shared, membership_of, visibility_of},
     },
     storage::{
-        self, Event, KeyNid,
+        self, Event, KeyNid, Membership, UserNid,
         events::{Stub, flags},
         gaps,
         state::StateAt,
@@ -59,7 +63,8 @@ pub(super) async fn take(step: &mut Step<'_>, known: &mut Known, item: &Item) ->
         Some(before) => before.clone(),
         None => step.met(met.clone()).await?,
     };
-    let keys = judge::keys(step.room, &item.pdu);
+    let mut keys = judge::keys(step.room, &item.pdu);
+    keys.push((VISIBILITY.into(), "".into()));
     let state = before.events(step.app, step.room, &keys).await?;
     let verdict = match judge::by_auth_events(step.room, &item.pdu, &auth, &state) {
         Verdict::Accepted => judge::by_state(step.room, &item.pdu, &state),
@@ -106,6 +111,7 @@ pub(super) async fn take(step: &mut Step<'_>, known: &mut Known, item: &Item) ->
         hide(step, known, item, placed, flag)?;
         return Ok(Fate::SoftFailed);
     }
+    step.blind = blind(step, item, &before, &state).await?;
     let after = After {
         at: after,
         state: match key_nid {
@@ -216,6 +222,54 @@ async fn add_history(
     step.apply_redaction(&event, state).await?;
     known.hidden(event);
     Ok(())
+}
+
+/// The local members who may not see an event, since they were not there yet in the state `before` it, of which `state` has
+/// the room's visibility.
+async fn blind(
+    step: &Step<'_>,
+    item: &Item,
+    before: &Derived,
+    state: &StateMap,
+) -> Result<HashSet<UserNid>> {
+    let (app, room) = (step.app, step.room);
+    let visibility = state.get(&(VISIBILITY.into(), "".into()));
+    let Some(visibility) = visibility.and_then(Option::as_deref).map(visibility_of) else {
+        return Ok(HashSet::new());
+    };
+    if is_shared(&visibility) {
+        return Ok(HashSet::new());
+    }
+    let both = [before.clone(), Derived::stored(step.current())];
+    let conflict = compare(app, &both).await?;
+    let of_before = conflict.states.first();
+    let nids: Vec<_> = of_before
+        .into_iter()
+        .flat_map(HashMap::values)
+        .copied()
+        .collect();
+    let events = head::events(app, room, &nids).await?;
+    let keys = app.names.key_names(&app.db, &conflict.keys).await?;
+    let mut users = Vec::new();
+    for (nid, (kind, state_key)) in keys {
+        let Ok(user) = UserId::parse(&*state_key) else {
+            continue;
+        };
+        let is_own = item.pdu.state_key.as_deref() == Some(&*state_key);
+        if &*kind != "m.room.member" || is_own || !app.is_local(&user) {
+            continue;
+        }
+        let member = of_before.and_then(|of_before| events.get(of_before.get(&nid)?));
+        let membership = member.map_or(Membership::Leave, |member| membership_of(member));
+        if !allowed(&visibility, membership, true) {
+            users.push(user);
+        }
+    }
+    let users = app
+        .names
+        .find_users(&app.db, users.iter().map(AsRef::as_ref))
+        .await?;
+    Ok(users.into_values().collect())
 }
 
 /// The states of the room's branches, each once; `after` is that after `event`, with which one of them ends.
