@@ -166,7 +166,7 @@ fn named(event: &Event) -> Vec<String> {
 ///
 /// # Errors
 /// If the database fails.
-pub async fn evaluate(
+pub(super) async fn evaluate(
     app: &App,
     room: &Room,
     event: &Event,
