@@ -1,17 +1,18 @@
 //! "Joining Rooms", "Knocking upon a room", "Inviting to a room", "Leaving Rooms (Rejecting Invites)".
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use axum::response::Response;
 use http::StatusCode;
 use ruma::{
     CanonicalJsonObject, OwnedEventId, RoomVersionId,
     api::federation::membership::{
-        RawStrippedState, create_invite, create_join_event, create_knock_event, create_leave_event,
+        RawStrippedState, create_join_event, create_knock_event, create_leave_event,
         prepare_join_event, prepare_knock_event, prepare_leave_event,
     },
     events::room::member::MembershipState,
 };
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::{
@@ -29,9 +30,10 @@ use crate::{
     },
 };
 
-/// The first versions of endpoints; ruma does not know them any more, or wants more of the event than all have.
+/// Endpoints that ruma does not know any more, or of which it wants more than all servers send.
 const FIRST_JOIN: &str = "/_matrix/federation/v1/send_join/{room_id}/{event_id}";
 const FIRST_INVITE: &str = "/_matrix/federation/v1/invite/{room_id}/{event_id}";
+const INVITE: &str = "/_matrix/federation/v2/invite/{room_id}/{event_id}";
 const FIRST_LEAVE: &str = "/_matrix/federation/v1/send_leave/{room_id}/{event_id}";
 
 pub(super) fn routes() -> Routes {
@@ -45,7 +47,7 @@ pub(super) fn routes() -> Routes {
         .add::<prepare_knock_event::v1::Request, _, _>(prepare_knock_event)
         .add::<create_knock_event::v1::Request, _, _>(create_knock_event)
         .json_at::<create_leave_event::v2::Request, _, _, _>(FIRST_INVITE, create_invite_v1)
-        .add::<create_invite::v2::Request, _, _>(create_invite)
+        .json_at::<create_leave_event::v2::Request, _, _, _>(INVITE, create_invite)
 }
 
 /// `GET /_matrix/federation/v1/make_join/{roomId}/{userId}`
@@ -183,18 +185,30 @@ async fn create_invite_v1(
     Err(invite::incompatible(&RoomVersionId::V1))
 }
 
+/// An invite.
+#[derive(Deserialize)]
+struct InviteBody {
+    room_version: RoomVersionId,
+    event: Box<RawValue>,
+    /// What there is to tell of the room; nothing, from many servers.
+    #[serde(default)]
+    invite_room_state: Vec<RawStrippedState>,
+}
+
 /// `PUT /_matrix/federation/v2/invite/{roomId}/{eventId}`
 async fn create_invite(
     app: Arc<App>,
-    call: Call<create_invite::v2::Request>,
-) -> Result<create_invite::v2::Response> {
+    call: Call<create_leave_event::v2::Request>,
+) -> Result<BTreeMap<&'static str, Box<RawValue>>> {
     let (request, origin) = (call.body, call.requester.server.clone());
     let (room_id, event_id): (_, OwnedEventId) = (request.room_id, request.event_id);
+    let body: InviteBody = serde_json::from_str(request.pdu.get())
+        .map_err(|error| Error::bad_json(error.to_string()))?;
     let invite = Invite {
         origin,
-        version: request.room_version,
-        event: request.event,
-        told: request.invite_room_state,
+        version: body.room_version,
+        event: body.event,
+        told: body.invite_room_state,
     };
     let event = invite::receive(&app, invite, |pdu| {
         if pdu.event_id != event_id {
@@ -205,5 +219,5 @@ async fn create_invite(
         }
         Ok(())
     });
-    Ok(create_invite::v2::Response::new(event.await?))
+    Ok(BTreeMap::from([("event", event.await?)]))
 }

@@ -206,3 +206,17 @@ async fn nobody_is_flooded_with_invites() {
         .await
         .ok();
 }
+
+#[tokio::test]
+async fn an_invite_need_not_say_what_the_room_is() {
+    let (server, fake) = (TestServer::federated().await, FakeServer::start().await);
+    let alice = server.register("alice").await;
+    let room = FakeRoom::create(&fake, "11");
+    let event = room.sign(&fake, invite(&room, &alice.id));
+    let body = json!({ "room_version": "11", "event": value(&event) });
+    let ids = (room.id.as_str(), event.event_id.as_str());
+    let answer = send(&fake, &server, ids, body).await.ok();
+    assert!(answer["event"]["signatures"][server.name().as_str()].is_object());
+    let told = told(&alice, &room).await;
+    assert_eq!(told.len(), 1, "the invite itself: {told:?}");
+}
