@@ -213,16 +213,8 @@ async fn good(app: &App, room: &Room, texts: Vec<Box<RawValue>>) -> Result<Vec<A
     Ok(good)
 }
 
-/// What another server tells of the events between some.
-pub(super) struct Between {
-    /// How many it tells of.
-    pub(super) told: usize,
-    /// Those of them that are good ones of the room, oldest first.
-    pub(super) good: Vec<Arc<Pdu>>,
-}
-
-/// The events between those that the room has last, `earliest`, and one that follows them; `None` if the other server does
-/// not answer.
+/// The events between those that the room has last, `earliest`, and one that follows them, oldest first; `None` if the other
+/// server does not answer.
 ///
 /// # Errors
 /// If the database fails.
@@ -232,7 +224,7 @@ pub(super) async fn missing_events(
     room: &Room,
     from: &ServerName,
     (latest, earliest): (&EventId, Vec<OwnedEventId>),
-) -> Result<Option<Between>> {
+) -> Result<Option<Vec<Arc<Pdu>>>> {
     let mut request =
         get_missing_events::v1::Request::new(room.id.clone(), earliest, vec![latest.to_owned()]);
     request.limit = UInt::from(MISSING_EVENTS);
@@ -242,17 +234,15 @@ pub(super) async fn missing_events(
         return Ok(None);
     };
     let answered = app.federation.send_within(limits, from, request).await;
-    let events = match answered {
+    if let Err(client::Error::Nonsense(_)) = answered {
         // It has answered, if not well.
-        Err(client::Error::Nonsense(_)) => Vec::new(),
-        answered => match search.answer("missing events", from, answered) {
-            Some(answered) => answered.events,
-            None => return Ok(None),
-        },
+        return Ok(Some(Vec::new()));
+    }
+    let Some(answered) = search.answer("missing events", from, answered) else {
+        return Ok(None);
     };
-    let told = events.len();
-    let good = oldest_first(app, room, events, MISSING_EVENTS).await?;
-    Ok(Some(Between { told, good }))
+    let events = oldest_first(app, room, answered.events, MISSING_EVENTS);
+    events.await.map(Some)
 }
 
 /// The good ones of the first `most` events, oldest first.

@@ -36,8 +36,8 @@ const TIME: Duration = Duration::from_mins(5);
 /// Takes an event into the room, with all that must be fetched for it. `None` if what it rests on cannot be got now.
 /// `writes` are made in the commit that settles what becomes of it.
 ///
-/// Who sends an event has those before it. If they tell of none, then, if it `is_first`, nobody is asked for the state there,
-/// which many events would be fetched for.
+/// Who sends an event has those before it. If they answer without them, there may be something wrong with these; then, if
+/// it `is_first`, nobody is asked for the state there, which many events would be fetched for.
 ///
 /// # Errors
 /// If the database fails.
@@ -55,7 +55,7 @@ pub(super) async fn settle(
         ..Received::new(Arc::clone(pdu))
     };
     policy_server::settle(app, room, &mut received).await?;
-    let mut tells_none = false;
+    let mut has_answered = false;
     let mut asked = HashSet::new();
     for round in 0..ROUNDS {
         let missing = match attempt(search, app, room, origin, &mut received, &mut asked).await? {
@@ -64,8 +64,8 @@ pub(super) async fn settle(
             Attempt::Missing(missing) => missing,
         };
         if round == 0 {
-            tells_none = bridge(search, app, room, origin, pdu).await?;
-        } else if is_first && tells_none {
+            has_answered = bridge(search, app, room, origin, pdu).await?;
+        } else if is_first && has_answered {
             return Ok(None);
         } else {
             received.before = state_before(search, app, room, origin, pdu, &missing).await?;
@@ -146,8 +146,8 @@ async fn allow(
     Ok(())
 }
 
-/// Takes the events between the end of the room and `pdu`, as far as they can be got. Answers whether the other server says
-/// that there are none.
+/// Takes the events between the end of the room and `pdu`, as far as they can be got. Answers whether the other server has
+/// answered.
 async fn bridge(
     search: &Search,
     app: &App,
@@ -161,17 +161,15 @@ async fn bridge(
         head.extremities.iter().map(|one| one.id.clone()).collect()
     };
     let ends = (&*pdu.event_id, earliest);
-    let Some(between) = fetch::missing_events(search, app, room, origin, ends).await? else {
-        return Ok(false);
-    };
-    let others = between
-        .good
+    let between = fetch::missing_events(search, app, room, origin, ends).await?;
+    for older in between
         .iter()
-        .filter(|older| older.event_id != pdu.event_id);
-    for older in others {
+        .flatten()
+        .filter(|older| older.event_id != pdu.event_id)
+    {
         settle_older(search, app, room, origin, older).await?;
     }
-    Ok(between.told == 0)
+    Ok(between.is_some())
 }
 
 /// The same as [`settle`] for an event that was fetched: what comes before it is not asked for, only the state there.
