@@ -64,14 +64,18 @@ pub(super) async fn settle(
             Attempt::Missing(missing) => missing,
         };
         if round == 0 {
-            has_answered = bridge(search, app, room, origin, pdu).await?;
-        } else if is_first && has_answered {
-            return Ok(None);
-        } else {
-            received.before = state_before(search, app, room, origin, pdu, &missing).await?;
-            if received.before.is_none() {
-                return Ok(None);
+            let tried = bridge(search, app, room, origin, pdu).await?;
+            has_answered = tried.is_some();
+            if tried.is_some_and(|count| count > 0) {
+                continue;
             }
+        }
+        if is_first && has_answered {
+            return Ok(None);
+        }
+        received.before = state_before(search, app, room, origin, pdu, &missing).await?;
+        if received.before.is_none() {
+            return Ok(None);
         }
     }
     Ok(None)
@@ -146,30 +150,29 @@ async fn allow(
     Ok(())
 }
 
-/// Takes the events between the end of the room and `pdu`, as far as they can be got. Answers whether the other server has
-/// answered.
+/// Takes the events between the end of the room and `pdu`, as far as they can be got. Answers how many were tried; `None` if
+/// the other server has not answered.
 async fn bridge(
     search: &Search,
     app: &App,
     room: &Arc<Room>,
     origin: &ServerName,
     pdu: &Arc<Pdu>,
-) -> Result<bool> {
+) -> Result<Option<usize>> {
     let earliest = {
         let mut slot = room.head.lock().await;
         let head = head::in_slot(app, room, &mut slot).await?;
         head.extremities.iter().map(|one| one.id.clone()).collect()
     };
     let ends = (&*pdu.event_id, earliest);
-    let between = fetch::missing_events(search, app, room, origin, ends).await?;
-    for older in between
-        .iter()
-        .flatten()
-        .filter(|older| older.event_id != pdu.event_id)
-    {
+    let Some(mut between) = fetch::missing_events(search, app, room, origin, ends).await? else {
+        return Ok(None);
+    };
+    between.retain(|older| older.event_id != pdu.event_id);
+    for older in &between {
         settle_older(search, app, room, origin, older).await?;
     }
-    Ok(between.is_some())
+    Ok(Some(between.len()))
 }
 
 /// The same as [`settle`] for an event that was fetched: what comes before it is not asked for, only the state there.
