@@ -7,24 +7,24 @@ use crate::{args, sql};
 
 static EXTREMITY: Insert = Insert {
     table: "backward_extremity",
-    columns: &["room_nid", "event_id", "depth", "before_join"],
+    columns: &["room_nid", "event_id", "depth", "join_depth"],
     key: 2,
     conflict: "ON CONFLICT (room_nid, event_id) DO UPDATE SET depth = excluded.depth, \
-               before_join = excluded.before_join",
+               join_depth = coalesce(backward_extremity.join_depth, excluded.join_depth)",
 };
 
 /// An event that is not here is followed by one of this depth. `before_join`: it happened before somebody here joined the
-/// room.
+/// room; whoever else follows it later, that stays so.
 #[must_use]
 pub fn open(room: RoomNid, event_id: &str, depth: i64, before_join: bool) -> Write {
-    Write::Insert(&EXTREMITY, args![room, event_id, depth, before_join])
+    let join_depth = before_join.then_some(depth);
+    Write::Insert(&EXTREMITY, args![room, event_id, depth, join_depth])
 }
 
 /// What is less deep than this and not here happened before somebody here joined the room; 0 if there is no such thing.
 pub async fn depth_of_join(db: &Db, room: RoomNid) -> Result<i64> {
-    let query = sql!(
-        "SELECT coalesce(max(depth), 0) FROM backward_extremity WHERE room_nid = $1 AND before_join"
-    );
+    let query =
+        sql!("SELECT coalesce(max(join_depth), 0) FROM backward_extremity WHERE room_nid = $1");
     db.one(query, args![room]).await?.get(0)
 }
 

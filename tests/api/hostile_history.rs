@@ -1,6 +1,6 @@
 //! Servers that tell as news what happened before somebody here joined a room.
 
-use homing_federation::Pdu;
+use homing_federation::{Draft, Pdu};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -106,6 +106,33 @@ async fn what_was_before_a_join_is_no_news() {
         let oldest = told["chunk"].as_array().unwrap().last().unwrap();
         assert_eq!(oldest["type"], "m.room.create", "{told}");
     }
+}
+
+#[tokio::test]
+async fn what_was_before_a_join_stays_so_whoever_follows_it() {
+    let (server, fake) = (TestServer::federated().await, FakeServer::start().await);
+    let alice = server.register("alice").await;
+    let mut closed = Closed::join(&fake, &alice, "11").await;
+    let room = &mut closed.room;
+    let last = closed.old.last().unwrap();
+    let branch = Draft {
+        prev_events: vec![last.event_id.clone(), room.latest[0].clone()],
+        ..room.message("a branch from before the join")
+    };
+    let branch = room.sign(&fake, branch);
+    let state: Vec<_> = room.state.values().map(|pdu| &pdu.event_id).collect();
+    let state = json!({ "pdu_ids": state, "auth_chain_ids": state });
+    fake.answers(Method::GET, &format!("{V1}/state_ids/"), state);
+    room.send(&fake, &server, &[&branch]).await.ok();
+    sees(&alice, room.id.as_str(), branch.event_id.as_str()).await;
+    room.follow(&branch);
+    let since = token(&alice).await;
+    for old in &closed.old {
+        let answer = closed.room.send(&fake, &server, &[old]).await.ok();
+        let is_refused = outcome(&answer, old.event_id.as_str());
+        assert_eq!(is_refused, Some(true), "{old:?}");
+    }
+    closed.is_as_before(&fake, &alice, &since).await;
 }
 
 #[tokio::test]
