@@ -18,6 +18,7 @@ use ruma::{
 };
 use serde::Deserialize;
 use serde_json::{json, value::RawValue};
+use tokio::sync::Mutex;
 use tracing::{error, info};
 
 use super::public_rooms;
@@ -115,21 +116,34 @@ async fn create_room(app: Arc<App>, call: Call<Request>) -> Result<Response> {
     let room = create::create(&app, &sender, new).await?;
     let strangers: BTreeSet<_> = request.invite.iter().collect();
     let strangers = strangers.into_iter().filter(|user| !app.is_local(user));
+    let failures = Mutex::new(Vec::new());
     let invites = stream::iter(strangers).for_each_concurrent(INVITES_AT_ONCE, async |user| {
         let invited = async {
             let invite = invite(&app, user, request.is_direct).await?;
             membership::invite_remote(&app, &room, &sender, user, invite).await
         };
-        // The room is there, and the client has to learn its id; who was not invited is no member of it.
-        match invited.await {
-            Ok(_) => {}
-            Err(error @ Error::Matrix { .. }) => {
+        let Err(error) = invited.await else {
+            return;
+        };
+        match &error {
+            Error::Matrix { .. } => {
                 info!(room = %room.id, %user, %error, "somebody of another server is not invited");
             }
-            Err(error) => error!(room = %room.id, %user, %error, "an invite failed"),
+            error => error!(room = %room.id, %user, %error, "an invite failed"),
         }
+        failures.lock().await.push(error);
     });
     invites.await;
+    // The room is there, and the client has to learn its id; who was not invited is no member of it. But a direct chat with
+    // nobody is none.
+    let mut failures = failures.into_inner();
+    let invited: BTreeSet<_> = request.invite.iter().collect();
+    let is_lonely = request.is_direct && failures.len() == invited.len();
+    if is_lonely && let Some(error) = failures.pop() {
+        membership::leave(&app, &room, &sender, None).await?;
+        membership::forget(&app, &room, &sender).await?;
+        return Err(error);
+    }
     Ok(Response::new(room.id.clone()))
 }
 

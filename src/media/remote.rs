@@ -32,6 +32,8 @@ use crate::{
 const DOWNLOAD_TIME: Duration = Duration::from_mins(10);
 /// How long somebody waits for a file to come, beside the time that they give it to be uploaded.
 const PATIENCE: Duration = Duration::from_mins(1);
+/// How long it may take until a server begins to answer, beside the same.
+const HEAD_TIME: Duration = Duration::from_secs(15);
 /// What an answer may have beside the file, in bytes.
 const HEAD_BYTES: u64 = 1 << 17;
 /// How many media are given up in one commit.
@@ -111,7 +113,9 @@ async fn receive(
     remote::expect_reachable(app, server)?;
     let mut request = Request::new(media_id.to_owned());
     request.timeout_ms = wait;
-    let answer = match app.federation.open(limits, server, request).await {
+    let asked = app.federation.open(limits, server, request);
+    let asked = tokio::time::timeout(wait + HEAD_TIME, asked).await;
+    let answer = match asked.unwrap_or(Err(client::Error::TimedOut)) {
         Ok(answer) if has_parts(&answer) => receive_parts(app, server, answer).await?,
         Err(error) if !is_unknown_endpoint(&error) => {
             remote::note(app, server, &error);

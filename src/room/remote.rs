@@ -14,7 +14,7 @@ mod template;
 
 use std::{
     collections::{HashSet, VecDeque},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use homing_federation::client;
@@ -38,6 +38,8 @@ use crate::{
 
 /// How many servers are asked for one thing.
 const SERVERS: usize = 10;
+/// For how long one server after the other is asked.
+const PATIENCE: Duration = Duration::from_secs(25);
 /// What another server's part of a membership may cost, but for the state of a room. People wait for it.
 const HANDSHAKE: client::Limits = client::Limits {
     time: Duration::from_secs(20),
@@ -56,9 +58,16 @@ pub struct Candidates {
     first: VecDeque<OwnedServerName>,
     /// Whom to ask if none of the former is in the room.
     rest: VecDeque<OwnedServerName>,
+    /// Until when a next one is asked: somebody waits.
+    until: Instant,
 }
 
 impl Candidates {
+    fn new(first: VecDeque<OwnedServerName>, rest: VecDeque<OwnedServerName>) -> Self {
+        let until = Instant::now() + PATIENCE;
+        Self { first, rest, until }
+    }
+
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -72,6 +81,9 @@ impl Candidates {
 
     /// The next one to ask after these failures.
     fn next(&mut self, failures: &[Error]) -> Option<OwnedServerName> {
+        if !failures.is_empty() && Instant::now() > self.until {
+            return None;
+        }
         if let Some(server) = self.first.pop_front() {
             return Some(server);
         }
@@ -101,8 +113,7 @@ pub fn candidates(
         servers.into_iter().filter(is_new).take(SERVERS).collect()
     };
     if !app.config.federation.enabled {
-        let (first, rest) = (VecDeque::new(), VecDeque::new());
-        return Candidates { first, rest };
+        return Candidates::new(VecDeque::new(), VecDeque::new());
     }
     let inviter = inviter.map(|user| user.server_name().to_owned());
     let first = new(named.iter().cloned().chain(inviter).collect());
@@ -113,13 +124,10 @@ pub fn candidates(
         .into_iter()
         .collect());
     if first.is_empty() {
-        return Candidates {
-            first: rest,
-            rest: id,
-        };
+        return Candidates::new(rest, id);
     }
     rest.extend(id);
-    Candidates { first, rest }
+    Candidates::new(first, rest)
 }
 
 /// The servers of those who have sent what a user was told of a room: who was knocked at is one of them.

@@ -282,6 +282,20 @@ async fn a_room_is_there_though_somebody_cannot_be_invited() {
 }
 
 #[tokio::test]
+async fn there_is_no_direct_chat_with_somebody_who_cannot_be_invited() {
+    let here = TestServer::federated().await;
+    let alice = here.register("alice").await;
+    let body = json!({ "is_direct": true, "invite": ["@zoe:localhost:1"] });
+    let answer = alice.post("/createRoom", body).await;
+    answer.fails(502, "M_UNKNOWN");
+    let rooms = alice.get("/joined_rooms").await.ok();
+    assert_eq!(rooms["joined_rooms"], json!([]));
+    let filter = json!({ "room": { "include_leave": true } });
+    let told = alice.get(&format!("/sync?filter={filter}")).await.ok();
+    assert!(told["rooms"]["leave"].is_null(), "{told}");
+}
+
+#[tokio::test]
 async fn a_summary_says_that_a_room_is_public() {
     let (here, there) = (TestServer::federated().await, TestServer::federated().await);
     let (alice, bob) = (here.register("alice").await, there.register("bob").await);
