@@ -71,8 +71,10 @@ pub struct Room {
     pub rules: &'static RoomVersionRules,
     /// Where the room stands for who changes it; `None` until first asked for, and after a change failed.
     pub head: tokio::sync::Mutex<Option<Head>>,
-    /// Held by who joins the room through another server.
+    /// Held by who joins the room through another server. Others wait a little, since they could join here afterwards.
     pub joining: tokio::sync::Mutex<()>,
+    /// Held while something of what comes for a join is written.
+    pub ingest: tokio::sync::Mutex<()>,
     /// Held by who fetches history of the room from other servers. If nobody could help last: until when nobody is asked
     /// again (milliseconds since 1970), and how often in a row that was so.
     pub history: tokio::sync::Mutex<Option<(i64, u32)>>,
@@ -227,6 +229,7 @@ impl Room {
             rules,
             head: tokio::sync::Mutex::new(None),
             joining: tokio::sync::Mutex::default(),
+            ingest: tokio::sync::Mutex::default(),
             history: tokio::sync::Mutex::default(),
             auth_graph: tokio::sync::Mutex::default(),
             seen: RwLock::new(seen),

@@ -13,6 +13,7 @@ mod fake_room;
 mod fake_server;
 mod server;
 mod site;
+mod slow_joins;
 mod tls;
 
 mod account;

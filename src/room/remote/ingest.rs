@@ -16,10 +16,10 @@ use ruma::{
 };
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tokio::sync::mpsc;
+use tokio::sync::{MutexGuard, mpsc};
 use tracing::{debug, info};
 
-use super::nonsense;
+use super::{join::Joined, nonsense, stub};
 use crate::{
     app::App,
     bus::Effect,
@@ -34,6 +34,7 @@ use crate::{
         },
         branches::Derived,
         head::{self, StateMap},
+        policy_server,
         receive::{Fate, Received, outliers, parts::Part, take, verify::verify},
     },
     rooms::Room,
@@ -52,7 +53,8 @@ const ROUNDS: usize = 5;
 /// The most bytes of events that wait for others which they rest on. A server that sends the auth chain first has none.
 const MAX_DEFERRED: usize = 128 << 20;
 
-/// Takes in the answer to a join and makes the user a member.
+/// Takes in the answer to a join and makes the user a member. If somebody else here was quicker, nothing becomes of the
+/// answer: the user can join here. Only if what lets the user in is that other server (`is_able`), the join itself is taken.
 ///
 /// # Errors
 /// If the answer is no good; then nothing remains of it but outliers.
@@ -60,16 +62,21 @@ pub(super) async fn ingest(
     app: &App,
     room: &Arc<Room>,
     sender: &Sender,
-    ours: Arc<Pdu>,
+    (ours, is_able): (Arc<Pdu>, bool),
     server: &ServerName,
     parts: mpsc::Receiver<Part>,
-) -> Result<()> {
+) -> Result<Joined> {
     let mut answer = Answer::default();
     answer.read(app, room, parts).await?;
     let pdu = match answer.event.take() {
         Some(text) => countersigned(app, room, &ours, text).await?,
         None => ours,
     };
+    // All of the answer is here: nobody waits for its server.
+    let _turn = turn(app, room).await?;
+    if room.is_here() && !is_able {
+        return Ok(Joined::Here(Arc::clone(room)));
+    }
     let state = answer.state(app).await?;
     let keys = keys(room, &pdu)?;
     let before = find(app, room, &state, &keys).await?;
@@ -84,12 +91,19 @@ pub(super) async fn ingest(
         if done.is_err() {
             clear_one(app, room.nid, line).await?;
         }
-        done
+        done?;
     } else {
         come_back(app, room, pdu, state).await?;
         info!(room = %room.id, %server, "a room was joined again");
-        Ok(())
     }
+    Ok(Joined::Through(Arc::clone(room)))
+}
+
+/// The turn to write something of what has come for a join.
+async fn turn<'a>(app: &App, room: &'a Arc<Room>) -> Result<MutexGuard<'a, ()>> {
+    let turn = room.ingest.lock().await;
+    stub::expect_known(app, room).await?;
+    Ok(turn)
 }
 
 /// What has come of the answer so far.
@@ -167,7 +181,10 @@ impl Answer {
         pdus: Vec<Arc<Pdu>>,
         is_state: bool,
     ) -> Result<()> {
-        let kept = outliers::keep(app, room, pdus.clone()).await?;
+        let kept = {
+            let _turn = turn(app, room).await?;
+            outliers::keep(app, room, pdus.clone()).await?
+        };
         for pdu in pdus {
             match kept.get(&pdu.event_id) {
                 Some(stub) if is_state && stub.flags & flags::REJECTED == 0 => {
@@ -484,13 +501,23 @@ async fn adopt(step: &mut Step<'_>, app: &App, version: StateAt, counts: Counts)
     Ok(())
 }
 
-/// Makes the user a member of a room that this server was in before: its state becomes what it is now.
+/// Makes the user a member of a room that this server was in before: its state becomes what it is now. If this server is in
+/// the room still, the join is an event like others, of a server that has no say in what the room's state is.
 async fn come_back(
     app: &App,
     room: &Arc<Room>,
     pdu: Arc<Pdu>,
     state: HashMap<KeyNid, EventNid>,
 ) -> Result<()> {
+    let mut received = Received::new(pdu);
+    received.is_return = !room.is_here();
+    if !received.is_return {
+        policy_server::settle(app, room, &mut received).await?;
+        match take(app, room, vec![received.clone()]).await?.pop() {
+            Some(Fate::Missing(missing)) if missing.auth_events.is_empty() => {}
+            fate => return came_to(fate),
+        }
+    }
     let base = {
         let mut slot = room.head.lock().await;
         let head = head::in_slot(app, room, &mut slot).await?;
@@ -509,14 +536,17 @@ async fn come_back(
             before.changes.insert(*key, state.get(key).copied());
         }
     }
-    let received = Received {
-        before: Some(before),
-        is_return: true,
-        ..Received::new(pdu)
-    };
-    match take(app, room, vec![received]).await?.pop() {
+    received.before = Some(before);
+    came_to(take(app, room, vec![received]).await?.pop())
+}
+
+/// Whether a join was taken.
+fn came_to(fate: Option<Fate>) -> Result<()> {
+    match fate {
         Some(Fate::Accepted | Fate::Known) => Ok(()),
         Some(Fate::Rejected(reason)) => Err(Error::forbidden(reason)),
+        Some(Fate::SoftFailed) => Err(Error::forbidden("the room as it is does not let you in")),
+        Some(Fate::Missing(_)) => Err(nonsense("the join rests on what was not sent")),
         fate => Err(Error::internal(format!("a join came to {fate:?}"))),
     }
 }

@@ -7,6 +7,7 @@ use ruma::{
     CanonicalJsonObject, RoomId, RoomVersionId, ServerName,
     api::federation::membership::{create_join_event, prepare_join_event},
 };
+use tokio::time::timeout;
 
 use super::{
     Candidates, HANDSHAKE, failure, ingest, refusal, stub, telling,
@@ -24,6 +25,8 @@ const LIMITS: Limits = Limits {
     time: Duration::from_mins(5),
     bytes: 512 << 20,
 };
+/// How long others who want to join the same room wait for the one who does: nobody waits for their slow server.
+pub(super) const COURTESY: Duration = Duration::from_secs(5);
 
 /// How a join ended.
 #[derive(Debug)]
@@ -76,7 +79,7 @@ async fn through(
     let is_able = template.is_authorised();
     let pdu = template.sign(app, rules, id, user, content)?;
     let room = stub::room(app, id, &version, None).await?;
-    let _one_at_a_time = room.joining.lock().await;
+    let _first = timeout(COURTESY, room.joining.lock()).await;
     stub::expect_known(app, &room).await?;
     if room.is_here() && !is_able {
         return Ok(Joined::Here(Arc::clone(&room)));
@@ -86,6 +89,5 @@ async fn through(
     let answer = app.federation.open(LIMITS, server, request).await;
     let answer = answer.map_err(|error| refusal(&error))?;
     let parts = parts::read(answer.into_body());
-    ingest::ingest(app, &room, sender, Arc::new(pdu), server, parts).await?;
-    Ok(Joined::Through(Arc::clone(&room)))
+    ingest::ingest(app, &room, sender, (Arc::new(pdu), is_able), server, parts).await
 }

@@ -6,7 +6,9 @@ use homing_federation::Pdu;
 use ruma::{RoomId, RoomVersionId, ServerName, UserId, events::room::member::MembershipState};
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use tokio::time::timeout;
 
+use super::join::COURTESY;
 use crate::{
     app::App,
     bus::Effect,
@@ -76,7 +78,9 @@ async fn of_another_version(
     version: &RoomVersionId,
 ) -> Result<Arc<Room>> {
     let busy = || Error::refused("the room is known to have another version");
-    let _nobody_joins = known.joining.try_lock().map_err(|_| busy())?;
+    // Who joins and is not slow is let finish; who is slow has the wrong room then.
+    let _nobody_joins = timeout(COURTESY, known.joining.lock()).await;
+    let _nobody_writes = known.ingest.lock().await;
     if known.is_here() || known.seen().max_depth > 0 {
         return Err(busy());
     }
