@@ -23,16 +23,39 @@ const MEMORY: usize = 64 << 10;
 
 /// The memory for the bodies of requests.
 #[derive(Debug)]
-pub struct Bodies(Arc<Semaphore>);
+pub struct Bodies {
+    /// What larger bodies take from, in KiB.
+    memory: Arc<Semaphore>,
+    /// One body may take more when there is none left: else several of which each has a part would wait for one another.
+    last: Arc<Semaphore>,
+}
 
 impl Default for Bodies {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(MEMORY)))
+        Self {
+            memory: Arc::new(Semaphore::new(MEMORY)),
+            last: Arc::new(Semaphore::new(1)),
+        }
     }
 }
 
 /// The share of the memory that a body takes while it is needed.
-pub type Share = Option<OwnedSemaphorePermit>;
+#[derive(Debug, Default)]
+pub struct Share {
+    memory: Option<OwnedSemaphorePermit>,
+    last: Option<OwnedSemaphorePermit>,
+}
+
+impl Share {
+    /// Whether it is enough for so many bytes.
+    fn suffices(&self, bytes: usize) -> bool {
+        let kib = self
+            .memory
+            .as_ref()
+            .map_or(0, OwnedSemaphorePermit::num_permits);
+        bytes <= FREE || self.last.is_some() || bytes <= kib << 10
+    }
+}
 
 impl Bodies {
     /// Reads a whole JSON body of at most `limit` bytes: an object, or nothing.
@@ -63,8 +86,7 @@ impl Bodies {
         }
         let mut body = Limited::new(body, limit);
         let mut read = BytesMut::new();
-        let mut share: Share = None;
-        let mut shared = 0;
+        let mut share = Share::default();
         while let Some(frame) = body.frame().await {
             let frame = match frame {
                 Ok(frame) => frame,
@@ -76,21 +98,34 @@ impl Bodies {
             };
             // The share grows with what has come: nobody takes memory from others by announcing much.
             let needed = read.len() + data.len();
-            if needed > FREE && needed > shared << 10 {
+            if !share.suffices(needed) {
                 let most = (2 * needed).min(announced.min(limit)).max(needed);
-                let most = ((most >> 10) + 1).min(MEMORY);
-                let more = u32::try_from(most - shared).unwrap_or(u32::MAX);
-                let permit = Arc::clone(&self.0).acquire_many_owned(more);
-                let permit = permit.await.map_err(Error::internal)?;
-                match &mut share {
-                    Some(share) => share.merge(permit),
-                    None => share = Some(permit),
-                }
-                shared = most;
+                self.grow(&mut share, ((most >> 10) + 1).min(MEMORY))
+                    .await?;
             }
             read.extend_from_slice(&data);
         }
         Ok((read.freeze(), share))
+    }
+
+    /// Makes a share one of so many KiB. Only who has none yet waits for memory; who has some and cannot get more at once waits
+    /// for the turn to go on without.
+    async fn grow(&self, share: &mut Share, kib: usize) -> Result<()> {
+        let Some(memory) = &mut share.memory else {
+            let kib = u32::try_from(kib).unwrap_or(u32::MAX);
+            let memory = Arc::clone(&self.memory).acquire_many_owned(kib).await;
+            share.memory = Some(memory.map_err(Error::internal)?);
+            return Ok(());
+        };
+        let more = u32::try_from(kib - memory.num_permits()).unwrap_or(u32::MAX);
+        match Arc::clone(&self.memory).try_acquire_many_owned(more) {
+            Ok(more) => memory.merge(more),
+            Err(_) => {
+                let last = Arc::clone(&self.last).acquire_owned().await;
+                share.last = Some(last.map_err(Error::internal)?);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -196,5 +231,28 @@ mod tests {
         bodies.read(Body::from("{}"), 2 << 20).await.unwrap();
         held.pop();
         read().await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn large_bodies_do_not_wait_for_one_another() {
+        let bodies = Bodies::default();
+        let piece = Bytes::from(vec![b'a'; 1 << 20]);
+        let read = || {
+            let pieces = [Bytes::from_static(b"{\"a\":\"")].into_iter();
+            let pieces = pieces.chain(std::iter::repeat_n(piece.clone(), 10));
+            let pieces = pieces.chain([Bytes::from_static(b"\"}")]);
+            let pieces = stream::iter(pieces).then(|piece| async {
+                // The others are read meanwhile.
+                tokio::task::yield_now().await;
+                Ok::<_, Infallible>(piece)
+            });
+            let body = Body::from_stream(pieces);
+            async { bodies.read(body, 11 << 20).await.map(drop) }
+        };
+        for read in futures_util::future::join_all((0..16).map(|_| read())).await {
+            read.unwrap();
+        }
+        assert_eq!(bodies.memory.available_permits(), MEMORY);
+        assert_eq!(bodies.last.available_permits(), 1);
     }
 }
