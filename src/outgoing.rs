@@ -11,6 +11,7 @@ use std::{
     },
 };
 
+use quick_cache::sync::Cache;
 use ruma::{OwnedServerName, ServerName};
 use tokio::sync::mpsc;
 
@@ -18,6 +19,9 @@ use crate::{
     rooms::Room,
     storage::{Event, Receipt, ServerNid, UserNid},
 };
+
+/// Of how many servers it is remembered that they were heard from.
+const HEARD: usize = 20_000;
 
 /// Something that other servers are to be told.
 #[derive(Debug)]
@@ -63,7 +67,7 @@ pub enum News {
         /// The same.
         server: ServerNid,
     },
-    /// A server that could not be reached was heard from.
+    /// A server was heard from that could not be reached, or of which nobody has heard for long.
     Heard(OwnedServerName),
 }
 
@@ -76,6 +80,8 @@ pub struct Outgoing {
     other_end: Mutex<Option<mpsc::UnboundedReceiver<News>>>,
     /// The servers that could not be reached when they were tried last.
     failing: Mutex<HashSet<OwnedServerName>>,
+    /// Servers that have made a request.
+    heard: Cache<OwnedServerName, ()>,
 }
 
 impl Default for Outgoing {
@@ -86,6 +92,7 @@ impl Default for Outgoing {
             queue,
             other_end: Mutex::new(Some(other_end)),
             failing: Mutex::default(),
+            heard: Cache::new(HEARD),
         }
     }
 }
@@ -113,9 +120,18 @@ impl Outgoing {
 
     /// A server has made a request that it has signed: if it could not be reached, it is tried again now.
     pub fn heard_from(&self, server: &ServerName) {
-        if self.failing().contains(server) {
+        let is_new = !self.was_heard(server);
+        if is_new {
+            self.heard.insert(server.to_owned(), ());
+        }
+        if is_new || self.failing().contains(server) {
             self.tell(News::Heard(server.to_owned()));
         }
+    }
+
+    /// Whether a server has made a request, as far as that is remembered.
+    pub fn was_heard(&self, server: &ServerName) -> bool {
+        self.heard.get(server).is_some()
     }
 
     /// The servers that could not be reached when they were tried last.

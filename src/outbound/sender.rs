@@ -9,7 +9,7 @@ use std::{
 use homing_federation::client;
 use ruma::{OwnedServerName, ServerName};
 use tokio::{
-    sync::{Semaphore, mpsc},
+    sync::{Notify, Semaphore, mpsc},
     task::{self, JoinError, JoinSet},
 };
 
@@ -33,9 +33,12 @@ use crate::{
     telemetry::Queue,
 };
 
-/// How many transactions are under way at a time.
+/// How many transactions are under way at a time to destinations that are there.
 const TRANSACTIONS: usize = 64;
-/// The same to destinations that could not be reached when they were tried last: they must not keep the others waiting.
+/// The same to destinations of which nobody knows whether they are there: anybody can make up names of servers, and these
+/// must not keep the others waiting.
+const FIRST_TRIES: usize = 48;
+/// The same to destinations that could not be reached when they were tried last.
 const RETRIES: usize = 16;
 /// How many destinations are read from the database at a time.
 const READS: usize = 4;
@@ -72,7 +75,12 @@ struct Sender {
     work: JoinSet<Done>,
     working: HashMap<task::Id, ServerNid>,
     transactions: Arc<Semaphore>,
+    first_tries: Arc<Semaphore>,
     retries: Arc<Semaphore>,
+    /// Those that have taken a transaction, or were heard from, and have not failed since.
+    alive: HashSet<ServerNid>,
+    /// To tell those that wait for a place that they were heard from.
+    heard: HashMap<ServerNid, Arc<Notify>>,
     reads: Arc<Semaphore>,
     /// All events up to here have been told to the destinations; one that is not in memory has been sent them.
     told: Pos,
@@ -144,7 +152,10 @@ impl Sender {
             work: JoinSet::new(),
             working: HashMap::new(),
             transactions: Arc::new(Semaphore::new(TRANSACTIONS)),
+            first_tries: Arc::new(Semaphore::new(FIRST_TRIES)),
             retries: Arc::new(Semaphore::new(RETRIES)),
+            alive: HashSet::new(),
+            heard: HashMap::new(),
             reads: Arc::new(Semaphore::new(READS)),
             run: now,
             count: 0,
@@ -158,11 +169,15 @@ impl Sender {
         let (behind, failing) = loop {
             let read = async {
                 let db = &self.app.db;
+                let alive = destinations::alive(db).await?;
                 let behind = destinations::behind(db).await?;
-                Ok::<_, Error>((behind, destinations::failing(db).await?))
+                Ok::<_, Error>((alive, behind, destinations::failing(db).await?))
             };
             match read.await {
-                Ok(rows) => break rows,
+                Ok((alive, behind, failing)) => {
+                    self.alive.extend(alive);
+                    break (behind, failing);
+                }
                 Err(error) => {
                     tracing::error!(%error, "cannot read what other servers are to be sent");
                     tokio::time::sleep(DATABASE_PAUSE).await;
@@ -295,7 +310,12 @@ impl Sender {
         let mut known = self.destinations.values_mut();
         if let Some(destination) = known.find(|destination| destination.name == name) {
             destination.heard(now);
-            self.touched.insert(destination.server());
+            let server = destination.server();
+            self.touched.insert(server);
+            self.alive.insert(server);
+            if let Some(waits) = self.heard.remove(&server) {
+                waits.notify_one();
+            }
         }
     }
 
@@ -337,14 +357,25 @@ impl Sender {
         let name = destination.name.clone();
         self.count += 1;
         let (run, count) = (self.run, self.count);
-        let turns = if destination.is_failing() {
-            &self.retries
-        } else {
+        let was_heard = || self.app.bus.outgoing.was_heard(&name);
+        let turns = if self.alive.contains(&server) {
             &self.transactions
+        } else if destination.is_failing() {
+            &self.retries
+        } else if was_heard() {
+            &self.transactions
+        } else {
+            &self.first_tries
         };
         let (app, turns) = (Arc::clone(&self.app), Arc::clone(turns));
+        let best = Arc::clone(&self.transactions);
+        let heard = Arc::new(Notify::new());
+        self.heard.insert(server, Arc::clone(&heard));
         let send = async move {
-            let _turn = turns.acquire().await;
+            let _turn = tokio::select! {
+                turn = turns.acquire() => turn,
+                () = heard.notified() => best.acquire().await,
+            };
             let sent = transaction.send(&app, &name, || format!("{run}-{count}"));
             let result = sent.await;
             Done::Sent(transaction, result)
@@ -366,6 +397,7 @@ impl Sender {
             return;
         };
         self.touched.insert(server);
+        self.heard.remove(&server);
         match done {
             Ok((_, Done::Sent(transaction, result))) => {
                 self.sent(server, transaction, result, now);
@@ -405,10 +437,12 @@ impl Sender {
                     outgoing.failing().remove(&destination.name);
                 }
                 destination.sent(&transaction, now);
+                self.alive.insert(server);
             }
             Err(error) => {
                 metrics.transactions_failed.inc();
                 destination.failed(transaction, now, rand::random());
+                self.alive.remove(&server);
                 outgoing.failing().insert(destination.name.clone());
                 self.save_at = self.save_at.min(now + SAVE_SOON);
                 let (name, failures) = (&destination.name, destination.row.failures);

@@ -111,6 +111,13 @@ pub async fn failing(db: &Db) -> Result<Vec<DestinationRow>> {
         .collect()
 }
 
+/// The servers that took what they were sent last.
+pub async fn alive(db: &Db) -> Result<Vec<ServerNid>> {
+    let query = sql!("SELECT server_nid FROM destination WHERE failures = 0");
+    let rows = db.rows(query, args![]).await?;
+    rows.iter().map(|row| Ok(ServerNid(row.get(0)?))).collect()
+}
+
 /// The rooms in which something may have happened after a position that is for a server; those in which the newest of it
 /// is oldest come first.
 pub async fn rooms_behind(

@@ -1,6 +1,12 @@
 //! What other servers are sent: transactions, one at a time for each, and nothing lost by an outage or a restart.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use homing::{
     bus::Effect,
@@ -12,6 +18,7 @@ use homing_federation::request::{Authorization, Target};
 use reqwest::Method;
 use ruma::{RoomId, UserId};
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
 
 use crate::{
     fake_server::{FakeServer, Recorded},
@@ -311,4 +318,58 @@ async fn without_federation_nothing_is_sent() {
     alice.say(&room, "one").await;
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert!(other.recorded().is_empty());
+}
+
+/// A port on which connections are taken, and nothing is ever said. Answers how many there are.
+async fn silence() -> (u16, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let count = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&count);
+    tokio::spawn(async move {
+        let mut taken = Vec::new();
+        while let Ok((connection, _)) = listener.accept().await {
+            taken.push(connection);
+            counted.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    (port, count)
+}
+
+#[tokio::test]
+async fn made_up_servers_do_not_keep_others_waiting() {
+    let server = TestServer::federated().await;
+    let Shared { alice, room, other } = Shared::start(&server).await;
+    alice.say(&room, "before").await;
+    message(&other, "before").await;
+    let (port, taken) = silence().await;
+    let crowded = alice.create_room(json!({})).await;
+    for number in 1..=100 {
+        has_joined(&server, &crowded, &format!("@x:127.0.0.{number}:{port}")).await;
+    }
+    alice.say(&crowded, "who is there?").await;
+    until(|| taken.load(Ordering::Relaxed) >= 48).await;
+    let is_quick = |wait| tokio::time::timeout(Duration::from_secs(10), wait);
+
+    alice.say(&room, "after").await;
+    let came = is_quick(message(&other, "after")).await;
+    came.expect("who has taken something before need not wait");
+
+    let new = FakeServer::start().await;
+    new.answers(Method::PUT, SEND, json!({ "pdus": {} }));
+    has_joined(&server, &room, &format!("@new:{}", new.name)).await;
+    alice.say(&room, "to somebody new").await;
+    message(&other, "to somebody new").await;
+    assert_eq!(transactions(&new), [], "it waits like the others");
+    server.app.bus.outgoing.heard_from(&new.name);
+    let came = is_quick(message(&new, "to somebody new")).await;
+    came.expect("who was heard from need not wait");
+
+    let known = FakeServer::start().await;
+    known.answers(Method::PUT, SEND, json!({ "pdus": {} }));
+    server.app.bus.outgoing.heard_from(&known.name);
+    has_joined(&server, &room, &format!("@known:{}", known.name)).await;
+    alice.say(&room, "to all").await;
+    let came = is_quick(message(&known, "to all")).await;
+    came.expect("who was heard from before need not wait");
 }
