@@ -43,7 +43,14 @@ pub(super) async fn from_origin(
         return Ok(None);
     }
     let suffices = |known: &Known| ids.iter().all(|id| known.suffices(id, at));
-    ask(app, server, places, suffices).await
+    let is_new = |known: &Known| {
+        known.is_new(app.clock.now())
+            && !(known.lacks(ids) && app.server_keys.may_ask_soon(server, app.clock.now()))
+    };
+    ask(app, server, places, |known| {
+        suffices(known) || is_new(known)
+    })
+    .await
 }
 
 /// The same for others, who want to know what is published now.
@@ -52,7 +59,8 @@ pub(super) async fn for_others(app: &App, server: &ServerName) -> Result<()> {
         return Ok(());
     }
     let places = &app.server_keys.places_for_others;
-    ask(app, server, places, |_| false).await?;
+    let is_new = |known: &Known| known.is_new(app.clock.now());
+    ask(app, server, places, is_new).await?;
     Ok(())
 }
 
@@ -61,7 +69,10 @@ pub(super) async fn renew(app: &App, server: &ServerName) -> Result<()> {
     if server == app.name() {
         return Ok(());
     }
-    let is_fresh = |known: &Known| !known.is_stale(app.clock.now());
+    let is_fresh = |known: &Known| {
+        let now = app.clock.now();
+        !known.is_stale(now) || known.is_new(now)
+    };
     ask(app, server, &app.server_keys.places, is_fresh).await?;
     Ok(())
 }
@@ -78,7 +89,7 @@ async fn ask(
     let now = app.clock.now();
     // Somebody else may have asked while this one waited.
     if let Some(known) = keys.get(server)
-        && (suffices(&known) || known.is_new(now))
+        && suffices(&known)
     {
         return Ok(Some(known));
     }

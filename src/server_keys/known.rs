@@ -33,7 +33,8 @@ const FAILED: Duration = Duration::from_mins(1);
 const FAILED_OFTEN: Duration = Duration::from_hours(1);
 /// How long no notary is asked for a key that none has known.
 const MISSED: Duration = Duration::from_mins(10);
-/// A server whose keys were got less long ago than this is not asked again, whatever is missing.
+/// A server whose keys were got less long ago than this is not asked again, but for a key that it has never had: it may have
+/// come with a new one just now. That is done once in this time.
 const LEAST_AGE: Duration = Duration::from_secs(10);
 
 /// How many keys of one server are known. One that has had more loses those that ended first.
@@ -147,6 +148,11 @@ impl Known {
         half_way(self.fetched, self.valid_until) <= now
     }
 
+    /// Whether one of these keys was never among them.
+    pub(super) fn lacks(&self, ids: &HashSet<String>) -> bool {
+        ids.iter().any(|id| !self.keys.contains_key(id.as_str()))
+    }
+
     /// Whether they were got just now.
     pub(super) fn is_new(&self, now: i64) -> bool {
         now - self.fetched < millis(LEAST_AGE)
@@ -201,6 +207,8 @@ pub struct ServerKeys {
     known: Cache<OwnedServerName, Arc<Known>>,
     /// How often servers have not answered, and until when they are left alone.
     failed: Cache<OwnedServerName, (u32, i64)>,
+    /// Servers that were asked again soon for a new key, and until when they are not for another.
+    asked_soon: Cache<OwnedServerName, i64>,
     /// Keys that no notary knew, and until when none is asked again.
     missed: Cache<(OwnedServerName, Box<str>), i64>,
     /// Who is being asked: one at a time for each server.
@@ -222,6 +230,7 @@ impl Default for ServerKeys {
         Self {
             known: Cache::new(SERVERS),
             failed: Cache::new(SERVERS),
+            asked_soon: Cache::new(SERVERS),
             missed: Cache::new(SERVERS),
             asking: Mutex::default(),
             changes: AtomicU64::new(0),
@@ -274,6 +283,16 @@ impl ServerKeys {
     /// A server has answered, or contacts us by itself: it may be asked again.
     pub(super) fn forgive(&self, server: &ServerName) {
         self.failed.remove(server);
+    }
+
+    /// Whether a server may be asked for a new key though it has told its keys just now. Who asks does so.
+    pub(super) fn may_ask_soon(&self, server: &ServerName, now: i64) -> bool {
+        if self.asked_soon.get(server).is_some_and(|until| until > now) {
+            return false;
+        }
+        let until = now + millis(LEAST_AGE);
+        self.asked_soon.insert(server.to_owned(), until);
+        true
     }
 
     /// Whether no notary has known a key lately.

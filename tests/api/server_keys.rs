@@ -86,10 +86,27 @@ async fn keys_are_asked_for_once_and_kept() {
     for _ in 0..5 {
         assert!(!finds(&server.app, &fake.name, &stranger).await);
     }
-    assert_eq!(asked(&fake), 1);
+    assert_eq!(asked(&fake), 2);
     let server = server.restart().await;
     assert!(finds(&server.app, &fake.name, &fake.key).await);
-    assert_eq!(asked(&fake), 1);
+    assert_eq!(asked(&fake), 2);
+}
+
+#[tokio::test]
+async fn a_new_key_is_known_at_once() {
+    let (server, fake) = (TestServer::federated().await, FakeServer::start().await);
+    assert!(finds(&server.app, &fake.name, &fake.key).await);
+    let new = SigningKey::generate(&mut rand::rng());
+    let document = fake.key_document(&new, in_a_day());
+    fake.answers(Method::GET, OWN, document);
+    assert!(finds(&server.app, &fake.name, &new).await);
+    assert_eq!(asked(&fake), 2);
+    // Who makes up keys does not have the server asked each time.
+    for _ in 0..5 {
+        let made_up = SigningKey::generate(&mut rand::rng());
+        assert!(!finds(&server.app, &fake.name, &made_up).await);
+    }
+    assert_eq!(asked(&fake), 2);
 }
 
 #[tokio::test]
