@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     append::{names::Names, step::Step},
-    head::{self, StateMap},
+    head,
     resolution::{self, Newest},
     visibility::VISIBILITY,
 };
@@ -21,7 +21,7 @@ use crate::{
     rooms::Room,
     storage::{
         self, Event, EventNid, KeyNid, Position,
-        branches::{self, difference, values},
+        branches::{difference, set_after, values},
         events::flags,
         state::{StateAt, ancestry},
     },
@@ -74,26 +74,6 @@ impl Derived {
             }
         }
         Ok(found)
-    }
-
-    /// The state events at some keys.
-    ///
-    /// # Errors
-    /// If the database fails.
-    pub async fn events(&self, app: &App, room: &Room, keys: &[Key]) -> Result<StateMap> {
-        let nids = app.names.find_keys(&app.db, keys).await?;
-        let wanted: Vec<KeyNid> = nids.values().copied().collect();
-        let values = self.values(app, &wanted).await?;
-        let events: Vec<EventNid> = values.values().flatten().copied().collect();
-        let events = head::events(app, room, &events).await?;
-        let event_at = |key: &Key| {
-            let nid = (*values.get(nids.get(key)?)?)?;
-            events.get(&nid).cloned()
-        };
-        Ok(keys
-            .iter()
-            .map(|key| (key.clone(), event_at(key)))
-            .collect())
     }
 }
 
@@ -174,16 +154,15 @@ pub async fn merge(
 }
 
 impl Step<'_> {
-    /// The state before an event that follows events after which the state is `states`.
-    pub(in crate::room) async fn met(&self, mut states: Vec<StateAt>) -> Result<Derived> {
-        states.sort_unstable_by_key(|at| (at.line, at.sv));
-        states.dedup();
-        match states.as_slice() {
+    /// The state before an event that follows events after which the state is `states`, of which each is told once, in
+    /// order.
+    pub(in crate::room) async fn met(&self, states: &[StateAt]) -> Result<Derived> {
+        match states {
             [] => return Ok(Derived::stored(NOTHING)),
-            [only] => return Ok(Derived::stored(*only)),
+            [only] => return Ok(self.told(*only)),
             _ => {}
         }
-        let known = self.head.merges.iter().find(|(met, _)| *met == states);
+        let known = self.head.merges.iter().find(|(met, _)| met == states);
         if let Some((_, merged)) = known {
             return Ok(Derived::stored(*merged));
         }
@@ -194,16 +173,19 @@ impl Step<'_> {
         if current == states {
             return Ok(Derived::stored(self.current()));
         }
-        let states = states.into_iter().map(Derived::stored).collect();
+        let states = states.iter().copied().map(Derived::stored).collect();
         merge(self.app, self.room, states, None).await
     }
 
-    /// Makes a state a stored one.
+    /// Makes a state a stored one in which the states `met` have met.
     pub(in crate::room) async fn keep_state(
         &mut self,
         met: &[StateAt],
         state: &Derived,
     ) -> Result<StateAt> {
+        if let [only] = met {
+            return Ok(*only);
+        }
         if state.changes.is_empty() {
             return Ok(state.base);
         }
@@ -220,10 +202,7 @@ impl Step<'_> {
                 .write(storage::state::set_in_line(at, key, event));
         }
         if met.len() > 1 {
-            let mut met = met.to_vec();
-            met.sort_unstable_by_key(|at| (at.line, at.sv));
-            met.dedup();
-            self.head.merges.push_back((met, at));
+            self.head.merges.push_back((met.to_vec(), at));
             if self.head.merges.len() > MERGES {
                 self.head.merges.pop_front();
             }
@@ -252,14 +231,15 @@ impl Step<'_> {
         let parent = (parent != NOTHING).then_some(parent);
         let write = storage::state::add_line(line, self.room.nid, parent);
         self.change.write(write);
+        self.past.begin(line);
         Ok(StateAt { line, sv: 1 })
     }
 
-    /// The state after a state event whose place is not on top of the current state; `before` was stored with this
-    /// change if `is_new`. Answers also whether that is another version than the next one of `before`'s line.
+    /// The state after a state event whose place is not on top of the current state. Answers also whether that is another
+    /// version than the next one of the line of the state before it.
     pub(in crate::room) async fn branch_off(
         &mut self,
-        (before, is_new): (StateAt, bool),
+        before: StateAt,
         key: KeyNid,
         event: EventNid,
     ) -> Result<(StateAt, bool)> {
@@ -268,14 +248,13 @@ impl Step<'_> {
             ..before
         };
         let is_main = before.line == self.row.state_line;
-        let follows = is_new
-            || (!is_main
-                && before != NOTHING
-                && branches::tip(&self.app.db, before.line).await? == before.sv);
+        let follows = self.past.has_begun(before.line)
+            || (!is_main && before != NOTHING && self.tip(before.line).await? == before.sv);
         let after = if follows {
+            self.tell((before, next), key, event);
             next
         } else if ancestry(&self.app.db, before).await?.len() >= MAX_NESTING {
-            let (main, changes) = self.against_main_line(&Derived::stored(before)).await?;
+            let (main, changes) = self.against_main_line(&self.told(before)).await?;
             let at = self.open_line(main)?;
             for (key, event) in changes {
                 self.change
@@ -288,7 +267,7 @@ impl Step<'_> {
         self.change
             .write(storage::state::set_in_line(after, key, Some(event)));
         if !follows {
-            self.change.write(branches::set_after(event, after));
+            self.change.write(set_after(event, after));
         }
         Ok((after, !follows))
     }

@@ -39,7 +39,6 @@ use crate::{
     storage::{
         self, DeviceNid, Event, EventNid, Write,
         events::{Stub, flags},
-        gaps as gap_rows,
     },
 };
 use items::{Item, Known};
@@ -47,6 +46,8 @@ use judge::Verdict;
 
 /// How often a change is computed again because the room changed meanwhile.
 const TRIES: usize = 5;
+/// The most events of history in one change.
+const PART: usize = 100;
 
 /// What became of an event of another server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -131,7 +132,8 @@ impl Received {
 }
 
 /// Takes events into a room in the order given, which must be one in which none comes before one that it follows.
-/// Answers what became of each; all that is not [`Fate::Missing`] or [`Fate::Unsigned`] is durable.
+/// Answers what became of each; all that is not [`Fate::Missing`] or [`Fate::Unsigned`] is durable. Of history only those up to
+/// the first that is missing something are taken, as the next ones mostly rest on it.
 ///
 /// # Errors
 /// If the database fails. Then some of the events may have been taken; they are known when they come again.
@@ -139,13 +141,15 @@ pub async fn take(app: &App, room: &Arc<Room>, events: Vec<Received>) -> Result<
     let pdus: Vec<_> = events.iter().map(|event| Arc::clone(&event.pdu)).collect();
     let names = Names::give_for(app, &pdus).await?;
     let mut known = Known::load(app, room, &pdus).await?;
-    let items = items::prepare(app, &known, events).await?;
+    let items = items::prepare(app, events).await?;
     let mut fates = Vec::with_capacity(items.len());
     let mut tries = 0;
     let mut has_waited = false;
     while fates.len() < items.len() {
+        // Where several events together were refused, the first is tried alone.
+        let most = if tries == 0 { PART } else { 1 };
         let rest = &items[fates.len()..];
-        match take_some(app, room, &names, &mut known, rest).await {
+        match take_some(app, room, &names, &mut known, (rest, most)).await {
             Ok(mut some) => {
                 tries = 0;
                 let is_missing = |fate: &Fate| matches!(fate, Fate::Missing(_));
@@ -157,6 +161,13 @@ pub async fn take(app: &App, room: &Arc<Room>, events: Vec<Received>) -> Result<
                     has_waited = true;
                 }
                 fates.extend(some);
+                let last = items.get(fates.len().saturating_sub(1));
+                if has_waited
+                    && fates.last().is_some_and(is_missing)
+                    && last.is_some_and(|item| item.is_history)
+                {
+                    break;
+                }
             }
             // The room changed, or somebody else has brought one of these events.
             Err(Error::Append(AppendError::Conflict | AppendError::Duplicate)) if tries < TRIES => {
@@ -201,13 +212,14 @@ async fn elsewhere(app: &App, room: &Room, items: &[Item], fates: &mut [Fate]) -
     Ok(())
 }
 
-/// Takes the first of some events, and those that follow it on top of the room with it, in one change.
+/// Takes the first of some events in one change, and with it those that follow it on top of the room, or `most` of those that
+/// are history like it.
 async fn take_some(
     app: &App,
     room: &Arc<Room>,
     names: &Names,
     known: &mut Known,
-    items: &[Item],
+    (items, most): (&[Item], usize),
 ) -> Result<Vec<Fate>> {
     let place = app.log.place().await?;
     let mut slot = room.head.lock().await;
@@ -227,25 +239,28 @@ async fn take_some(
         let Some(item) = items.first() else {
             return Ok(fates);
         };
-        known.look_for(app, &item.pdu).await?;
-        match fork::take(&mut step, known, item).await {
-            Ok(fate) => fates.push(fate),
-            Err(error) => {
-                // The head may rest on what is not written now.
-                drop(step);
-                *slot = None;
-                drop(slot);
-                let Error::Matrix { message, .. } = error else {
-                    return Err(error);
-                };
-                // What it would do to the room cannot be found out within limits.
-                let mut change = Change::new();
-                item.writes.iter().for_each(|write| {
-                    change.write(write.clone());
-                });
-                place.append(change).committed().await?;
-                return Ok(vec![Fate::Rejected(message)]);
+        let is_history = |item: &&Item| item.is_history;
+        let count = items.iter().take(most).take_while(is_history).count();
+        let items = &items[..count.max(1)];
+        known.look_for(app, items).await?;
+        if let Err(error) = take_apart(&mut step, known, items, &mut fates).await {
+            // The head may rest on what is not written now.
+            drop(step);
+            *slot = None;
+            drop(slot);
+            let Error::Matrix { message, .. } = error else {
+                return Err(error);
+            };
+            if !fates.is_empty() {
+                return Err(AppendError::Conflict.into());
             }
+            // What it would do to the room cannot be found out within limits.
+            let mut change = Change::new();
+            item.writes.iter().for_each(|write| {
+                change.write(write.clone());
+            });
+            place.append(change).committed().await?;
+            return Ok(vec![Fate::Rejected(message)]);
         }
     }
     let finished = step.finish()?;
@@ -258,6 +273,27 @@ async fn take_some(
     known.committed();
     end_typing(app, room, &finished.appended).await?;
     Ok(fates)
+}
+
+/// Takes an event that does not follow what the room has last, and if it is history those after it, as far as one change can
+/// tell of them.
+async fn take_apart(
+    step: &mut Step<'_>,
+    known: &mut Known,
+    items: &[Item],
+    fates: &mut Vec<Fate>,
+) -> Result<()> {
+    for item in items {
+        let Some(fate) = fork::take(step, known, item).await? else {
+            break;
+        };
+        let is_missing = matches!(fate, Fate::Missing(_));
+        fates.push(fate);
+        if is_missing || step.past.has_opened() {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// The head of a locked room, once all that was handed to the log for it is committed.
@@ -315,8 +351,8 @@ async fn take_on_top(step: &mut Step<'_>, known: &mut Known, item: &Item) -> Res
     write(step, item);
     match verdict {
         Verdict::Accepted => {
-            let (pdu, placed) = redacted_early(step, item, placed, &state)?;
-            item.meet_early(step, placed.nid);
+            let (pdu, placed) = redacted_early(step, known, item, placed, &state)?;
+            known.meet_early(step, &pdu.event_id, placed.nid);
             step.add_on_top(pdu, placed, &state).await?;
             known.arrived(step);
             Ok(Some(Fate::Accepted))
@@ -332,10 +368,9 @@ async fn take_on_top(step: &mut Step<'_>, known: &mut Known, item: &Item) -> Res
 fn finish_known(step: &mut Step<'_>, known: &Known, item: &Item) -> Fate {
     write(step, item);
     if item.is_history {
-        let id = item.pdu.event_id.as_str();
-        step.change.write(gap_rows::close(step.room.nid, id));
+        step.past.close(&item.pdu.event_id);
     }
-    match known.stub(&item.pdu).map_or(0, |stub| stub.flags) {
+    match known.flags(&item.pdu) {
         kept if kept & flags::REJECTED != 0 => Fate::Rejected("it was rejected before".to_owned()),
         kept if kept & flags::SOFT_FAILED != 0 => Fate::SoftFailed,
         _ => Fate::Known,
@@ -395,18 +430,19 @@ fn hide(
     }
     let event = step.event(pdu, &placed)?;
     step.store(&event, &placed, None);
-    known.hidden(event);
+    known.hidden(step, event);
     Ok(())
 }
 
 /// An event is redacted when it comes, if the redaction has come before it.
 fn redacted_early(
     step: &Step<'_>,
+    known: &Known,
     item: &Item,
     mut placed: Placed,
     state: &head::StateMap,
 ) -> Result<(Arc<Pdu>, Placed)> {
-    for redaction in &item.redactions {
+    for redaction in known.redactions(&item.pdu) {
         if step.redacts(&redaction.pdu, &item.pdu, state) {
             placed.redacted_by = Some(redaction.nid);
             let redacted = homing_federation::redact(&item.pdu, step.room.rules)?;

@@ -28,12 +28,15 @@ pub async fn depth_of_join(db: &Db, room: RoomNid) -> Result<i64> {
     db.one(query, args![room]).await?.get(0)
 }
 
-/// An event is no longer missing.
+/// Some events are no longer missing.
 #[must_use]
-pub fn close(room: RoomNid, event_id: &str) -> Write {
+pub fn close(room: RoomNid, event_ids: Vec<String>) -> Write {
     Write::Run(
-        sql!("DELETE FROM backward_extremity WHERE room_nid = $1 AND event_id = $2"),
-        args![room, event_id],
+        sql!(
+            "DELETE FROM backward_extremity WHERE room_nid = $1 AND event_id ",
+            list(2)
+        ),
+        args![room, event_ids],
     )
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use ruma::{api::Direction, room_version_rules::RoomVersionRules};
+use ruma::{EventId, api::Direction, room_version_rules::RoomVersionRules};
 
 use super::{
     Db, Event, EventNid, Insert, Result, RoomNid, Row, TypeNid, UserNid, Write, events::readable,
@@ -35,8 +35,9 @@ static EARLY: Insert = Insert {
 
 /// A new event relates to one that has not come yet; a redaction with [`REDACTION`].
 #[must_use]
-pub fn add_early(room: RoomNid, event_id: &str, rel_type: &str, nid: EventNid) -> Write {
-    Write::Insert(&EARLY, args![room, event_id, rel_type, nid])
+pub fn add_early(room: RoomNid, early: &Early) -> Write {
+    let (parent, rel_type) = (early.parent.as_str(), early.rel_type.as_str());
+    Write::Insert(&EARLY, args![room, parent, rel_type, early.child])
 }
 
 /// An event that came before the one that it relates to.
@@ -48,6 +49,20 @@ pub struct Early {
     pub rel_type: String,
     /// The event.
     pub child: EventNid,
+}
+
+impl Early {
+    /// Whether the event redacts the other.
+    #[must_use]
+    pub fn is_redaction(&self) -> bool {
+        self.rel_type == REDACTION
+    }
+
+    /// Whether it is this event that it relates to.
+    #[must_use]
+    pub fn is_of(&self, event: &EventId) -> bool {
+        self.parent == event.as_str()
+    }
 }
 
 /// The events that came before some events to which they relate.

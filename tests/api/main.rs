@@ -48,6 +48,7 @@ mod late_branches;
 mod links;
 mod log;
 mod login;
+mod long_history;
 mod media;
 mod membership;
 mod messages;

@@ -23,7 +23,9 @@ use crate::{
         self, Event, EventNid, Position, UserNid,
         events::flags,
         highlights::{self, Highlight},
-        members, relations, search,
+        members,
+        relations::{self, Early},
+        search,
         threads::{self, ThreadCount},
     },
 };
@@ -51,13 +53,7 @@ impl Step<'_> {
             return Ok(None);
         };
         let Some(parent) = self.known(&relates_to.event_id).await? else {
-            let write = relations::add_early(
-                self.room.nid,
-                relates_to.event_id.as_str(),
-                &relates_to.rel_type,
-                nid,
-            );
-            self.change.write(write);
+            self.add_early(&relates_to.event_id, &relates_to.rel_type, nid);
             return Ok(None);
         };
         let begins = relates_to.rel_type == "m.thread";
@@ -96,10 +92,23 @@ impl Step<'_> {
         }
     }
 
+    /// Keeps that an event has come before the one that it relates to.
+    fn add_early(&mut self, parent: &EventId, rel_type: &str, child: EventNid) {
+        let early = Early {
+            parent: parent.to_string(),
+            rel_type: rel_type.to_owned(),
+            child,
+        };
+        let write = relations::add_early(self.room.nid, &early);
+        self.change.write(write);
+        self.past.came_early(early);
+    }
+
     /// An event of the room, if it is here.
     async fn known(&self, id: &EventId) -> Result<Option<Arc<Event>>> {
         let mut ours = self.arrived.iter();
-        if let Some(event) = ours.find(|event| event.pdu.event_id == id) {
+        let ours = ours.find(|event| event.pdu.event_id == id);
+        if let Some(event) = ours.or_else(|| self.past.find(id)) {
             return Ok(Some(Arc::clone(event)));
         }
         let recent = {
@@ -331,9 +340,7 @@ impl Step<'_> {
             return Ok(());
         };
         let Some(target) = self.target(&redaction.pdu).await? else {
-            let (room, id) = (self.room.nid, target_id.as_str());
-            let write = relations::add_early(room, id, relations::REDACTION, redaction.nid);
-            self.change.write(write);
+            self.add_early(target_id, relations::REDACTION, redaction.nid);
             return Ok(());
         };
         if !self.redacts(&redaction.pdu, &target.pdu, state) {

@@ -20,7 +20,10 @@ use crate::{
     error::Result,
     log::Change,
     names::Key,
-    room::head::{self, StateMap},
+    room::{
+        head::{self, StateMap},
+        past::Past,
+    },
     rooms::{Extremity, Head, Room, ServerCount},
     storage::{
         self, DeviceNid, Event, EventNid, Position, ReadMarker, RoomNid, UserNid, Write,
@@ -59,6 +62,7 @@ pub(in crate::room) struct Step<'a> {
     /// Local members who may not see the event that comes.
     pub(in crate::room) blind: HashSet<UserNid>,
     last: Option<Position>,
+    pub(in crate::room) past: Past,
     /// The events of this change.
     pub(super) arrived: Vec<Arc<Event>>,
 }
@@ -122,6 +126,7 @@ impl<'a> Step<'a> {
             servers: HashMap::new(),
             blind: HashSet::new(),
             last: None,
+            past: Past::default(),
             arrived: Vec::new(),
         }
     }
@@ -366,6 +371,7 @@ impl<'a> Step<'a> {
     /// No two changes lead to the same version, also if only one of them can be committed: so nothing is taken to follow
     /// the one that does follow the other.
     pub(in crate::room) fn finish(mut self) -> Result<Finished> {
+        self.close_gaps();
         let version = self.app.log.new_id()?;
         self.row.version = version;
         self.row.extremities = self.extremities.iter().map(|one| one.nid).collect();

@@ -31,10 +31,15 @@ use crate::{
     },
 };
 
-/// Takes the event into the room, as the only one of its change.
-pub(super) async fn take(step: &mut Step<'_>, known: &mut Known, item: &Item) -> Result<Fate> {
+/// Takes the event into the room: as the only one of its change, or, if it is history, after others of which that rests on
+/// nothing that they change but what [`Past`](crate::room::past::Past) knows. `None` if it must have a change of its own.
+pub(super) async fn take(
+    step: &mut Step<'_>,
+    known: &mut Known,
+    item: &Item,
+) -> Result<Option<Fate>> {
     if known.is_here(&item.pdu) {
-        return Ok(finish_known(step, known, item));
+        return Ok(Some(finish_known(step, known, item)));
     }
     let mut missing = Missing::default();
     let auth = known.auth_events(&item.pdu).unwrap_or_else(|ids| {
@@ -54,36 +59,39 @@ pub(super) async fn take(step: &mut Step<'_>, known: &mut Known, item: &Item) ->
     if is_old(step, item, &missing).await? {
         write(step, item);
         let reason = "it is from before somebody here joined the room";
-        return Ok(Fate::Rejected(reason.to_owned()));
+        return Ok(Some(Fate::Rejected(reason.to_owned())));
     }
     if missing != Missing::default() {
-        return Ok(Fate::Missing(missing));
+        return Ok(Some(Fate::Missing(missing)));
+    }
+    if !step.past.is_empty() && (item.before.is_some() || met.len() > 1) {
+        return Ok(None);
     }
     let before = match &item.before {
         Some(before) => before.clone(),
-        None => step.met(met.clone()).await?,
+        None => step.met(&met).await?,
     };
     let mut keys = judge::keys(step.room, &item.pdu);
     keys.push((VISIBILITY.into(), "".into()));
-    let state = before.events(step.app, step.room, &keys).await?;
+    let state = step.events_of(&before, &keys).await?;
     let verdict = match judge::by_auth_events(step.room, &item.pdu, &auth, &state) {
         Verdict::Accepted => judge::by_state(step.room, &item.pdu, &state),
         rejected @ Verdict::Rejected(_) => rejected,
     };
     let is_unsigned = verdict == Verdict::Accepted && lacks_signature(step, item).await?;
     if is_unsigned && item.opinion == Opinion::Unknown {
-        return Ok(Fate::Unsigned);
+        return Ok(Some(Fate::Unsigned));
     }
     write(step, item);
     let at = step.keep_state(&met, &before).await?;
-    let is_new = !before.changes.is_empty();
     let mut placed = place(step.app, known, item, &auth, at)?;
     if item.before.is_some() && !item.is_history {
         placed.flags |= flags::AFTER_GAP;
     }
     if let Verdict::Rejected(reason) = verdict {
         hide(step, known, item, placed, flags::REJECTED)?;
-        return Ok(Fate::Rejected(reason));
+        step.past.follow(item.pdu.event_id.clone(), at);
+        return Ok(Some(Fate::Rejected(reason)));
     }
 
     let key = key_of(&item.pdu);
@@ -93,7 +101,7 @@ pub(super) async fn take(step: &mut Step<'_>, known: &mut Known, item: &Item) ->
         .transpose()?
         .and_then(|event| event.key);
     let (after, forked) = match key_nid {
-        Some(key) => step.branch_off((at, is_new), key, placed.nid).await?,
+        Some(key) => step.branch_off(at, key, placed.nid).await?,
         None => (at, false),
     };
     if forked {
@@ -102,14 +110,15 @@ pub(super) async fn take(step: &mut Step<'_>, known: &mut Known, item: &Item) ->
     note_gaps(step, item).await?;
     if item.is_history {
         add_history(step, known, item, placed, &state).await?;
-        return Ok(Fate::Accepted);
+        step.past.follow(item.pdu.event_id.clone(), after);
+        return Ok(Some(Fate::Accepted));
     }
     let now = step.state_at(&keys).await?;
     let is_allowed = judge::by_state(step.room, &item.pdu, &now) == Verdict::Accepted;
     if is_unsigned || !item.is_return && !is_allowed {
         let flag = (placed.flags | flags::SOFT_FAILED) & !flags::OURS;
         hide(step, known, item, placed, flag)?;
-        return Ok(Fate::SoftFailed);
+        return Ok(Some(Fate::SoftFailed));
     }
     step.blind = blind(step, item, &before, &state).await?;
     let after = After {
@@ -120,9 +129,9 @@ pub(super) async fn take(step: &mut Step<'_>, known: &mut Known, item: &Item) ->
         },
         key: key_nid,
     };
-    accept(step, item, placed, after, &now).await?;
+    accept(step, known, item, placed, after, &now).await?;
     known.arrived(step);
-    Ok(Fate::Accepted)
+    Ok(Some(Fate::Accepted))
 }
 
 /// Whether an event is told as news that was there before this server was in the room. It would look like a branch on which
@@ -148,13 +157,14 @@ struct After {
 /// Lets the event come, and makes current what the room's branches amount to with it.
 async fn accept(
     step: &mut Step<'_>,
+    known: &Known,
     item: &Item,
     placed: Placed,
     after: After,
     now: &StateMap,
 ) -> Result<()> {
-    let (pdu, placed) = redacted_early(step, item, placed, now)?;
-    item.meet_early(step, placed.nid);
+    let (pdu, placed) = redacted_early(step, known, item, placed, now)?;
+    known.meet_early(step, &pdu.event_id, placed.nid);
     if item.is_return {
         step.extremities.clear();
     }
@@ -191,8 +201,7 @@ async fn accept(
 async fn note_gaps(step: &mut Step<'_>, item: &Item) -> Result<()> {
     let (pdu, room) = (&item.pdu, step.room.nid);
     if item.is_history {
-        let write = gaps::close(room, pdu.event_id.as_str());
-        step.change.write(write);
+        step.past.close(&pdu.event_id);
     }
     if item.before.is_some()
         && let Err(missing) = states_after(step, &pdu.prev_events).await?
@@ -216,11 +225,11 @@ async fn add_history(
     placed: Placed,
     state: &StateMap,
 ) -> Result<()> {
-    let (pdu, placed) = redacted_early(step, item, placed, state)?;
-    item.meet_early(step, placed.nid);
+    let (pdu, placed) = redacted_early(step, known, item, placed, state)?;
+    known.meet_early(step, &pdu.event_id, placed.nid);
     let event = step.remember(pdu, &placed).await?;
     step.apply_redaction(&event, state).await?;
-    known.hidden(event);
+    known.hidden(step, event);
     Ok(())
 }
 
@@ -275,9 +284,7 @@ async fn blind(
 /// The states of the room's branches, each once; `after` is that after `event`, with which one of them ends.
 fn branches(step: &Step<'_>, event: &Event, after: Derived) -> Vec<Derived> {
     let others = step.extremities.iter().filter(|one| one.nid != event.nid);
-    let mut others: Vec<StateAt> = others.map(|one| one.after).collect();
-    others.sort_unstable_by_key(|at| (at.line, at.sv));
-    others.dedup();
+    let others = each_once(others.map(|one| one.after).collect());
     let mut states: Vec<Derived> = others.into_iter().map(Derived::stored).collect();
     states.retain(|state| *state != after);
     states.insert(0, after);
@@ -296,7 +303,7 @@ async fn current(
     merge(step.app, step.room, states, newest).await
 }
 
-/// The states after events, or the ids of those that have no place in the room.
+/// The states after events, each once, in order, or the ids of those that have no place in the room.
 async fn states_after(
     step: &Step<'_>,
     prev_events: &[OwnedEventId],
@@ -306,11 +313,14 @@ async fn states_after(
     for id in prev_events {
         match step.extremities.iter().find(|one| one.id == *id) {
             Some(extremity) => states.push(extremity.after),
-            None => wanted.push(id),
+            None => match step.past.after(id) {
+                Some(after) => states.push(after),
+                None => wanted.push(id),
+            },
         }
     }
     if wanted.is_empty() {
-        return Ok(Ok(states));
+        return Ok(Ok(each_once(states)));
     }
     let db = &step.app.db;
     let ids = wanted.iter().map(ToString::to_string).collect();
@@ -330,8 +340,14 @@ async fn states_after(
         }
     }
     Ok(if missing.is_empty() {
-        Ok(states)
+        Ok(each_once(states))
     } else {
         Err(missing)
     })
+}
+
+fn each_once(mut states: Vec<StateAt>) -> Vec<StateAt> {
+    states.sort_unstable_by_key(|at| (at.line, at.sv));
+    states.dedup();
+    states
 }

@@ -1,6 +1,6 @@
 //! History that other servers have and this one has not: fetched when somebody here reads so far ("Backfilling").
 
-use std::{ops::RangeInclusive, sync::Arc, time::Duration};
+use std::{collections::VecDeque, ops::RangeInclusive, sync::Arc, time::Duration};
 
 use homing_federation::Pdu;
 use ruma::{
@@ -157,35 +157,49 @@ async fn add(
     server: &ServerName,
     events: &[Arc<Pdu>],
 ) -> Result<bool> {
+    let old = |pdu| Received {
+        is_history: true,
+        ..Received::new(pdu)
+    };
+    let mut left: VecDeque<Received> = events.iter().cloned().map(old).collect();
     let mut has_come = false;
     let mut states = 0;
-    for pdu in events {
-        let mut received = Received {
-            is_history: true,
-            ..Received::new(Arc::clone(pdu))
-        };
-        let mut fate = take(app, room, vec![received.clone()]).await?.pop();
-        if let Some(Fate::Missing(missing)) = &fate
-            && !missing.auth_events.is_empty()
-        {
-            fetch::auth_chain(search, app, room, server, &pdu.event_id).await?;
-            fate = take(app, room, vec![received.clone()]).await?.pop();
-        }
-        if let Some(Fate::Missing(missing)) = &fate
-            && missing.auth_events.is_empty()
-            && states < STATES
-        {
-            states += 1;
-            received.before = gaps::state_before(search, app, room, server, pdu, missing).await?;
-            if received.before.is_some() {
-                fate = take(app, room, vec![received]).await?.pop();
+    // Whether the events were asked for that allow the first one.
+    let mut has_asked = false;
+    while !left.is_empty() {
+        let fates = take(app, room, left.iter().cloned().collect()).await?;
+        let mut missing = None;
+        for fate in fates {
+            has_come |= fate == Fate::Accepted;
+            if let Fate::Missing(of_first) = fate {
+                missing = Some(of_first);
+                break;
+            }
+            has_asked = false;
+            let taken = left.pop_front();
+            if let Some(taken) = taken.filter(|_| !matches!(fate, Fate::Accepted | Fate::Known)) {
+                debug!(event = %taken.pdu.event_id, ?fate, "an old event is not taken");
             }
         }
-        match fate {
-            Some(Fate::Accepted) => has_come = true,
-            Some(Fate::Known) => {}
-            fate => debug!(event = %pdu.event_id, ?fate, "an old event is not taken"),
+        let (Some(missing), Some(first)) = (missing, left.front_mut()) else {
+            continue;
+        };
+        if !missing.auth_events.is_empty() && !has_asked {
+            has_asked = true;
+            fetch::auth_chain(search, app, room, server, &first.pdu.event_id).await?;
+            continue;
         }
+        if missing.auth_events.is_empty() && first.before.is_none() && states < STATES {
+            states += 1;
+            let pdu = &first.pdu;
+            first.before = gaps::state_before(search, app, room, server, pdu, &missing).await?;
+            if first.before.is_some() {
+                continue;
+            }
+        }
+        debug!(event = %first.pdu.event_id, ?missing, "what an old event rests on cannot be got");
+        has_asked = false;
+        left.pop_front();
     }
     Ok(has_come)
 }

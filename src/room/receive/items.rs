@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use homing_federation::Pdu;
-use ruma::OwnedEventId;
+use ruma::{EventId, OwnedEventId};
 
 use super::{Opinion, Received};
 use crate::{
@@ -31,10 +31,6 @@ pub(super) struct Item {
     pub(super) txn: Option<(DeviceNid, Arc<str>)>,
     pub(super) writes: Vec<Write>,
     pub(super) sender: UserNid,
-    /// Redactions of it that have come before it.
-    pub(super) redactions: Vec<Arc<Event>>,
-    /// Other events that relate to it and have come before it.
-    pub(super) early: Vec<Early>,
 }
 
 /// The events of a room that others name, as far as they are here.
@@ -45,7 +41,10 @@ pub(super) struct Known {
     events: HashMap<OwnedEventId, Arc<Event>>,
     /// Those of the change that is being computed.
     fresh: Vec<Arc<Event>>,
+    /// Events that have come before those which they relate to.
     early: Vec<Early>,
+    /// The redactions among them.
+    redactions: HashMap<EventNid, Arc<Event>>,
 }
 
 impl Known {
@@ -60,7 +59,11 @@ impl Known {
             events: HashMap::new(),
             fresh: Vec::new(),
             early: relations::early(&app.db, room.nid, ids(pdus)).await?,
+            redactions: HashMap::new(),
         };
+        let redactions = known.early.iter().filter(|early| early.is_redaction());
+        let redactions: Vec<EventNid> = redactions.map(|early| early.child).collect();
+        known.redactions = head::events(app, room, &redactions).await?;
         let mut wanted: Vec<&OwnedEventId> = pdus.iter().flat_map(|pdu| &pdu.auth_events).collect();
         wanted.sort_unstable();
         wanted.dedup();
@@ -95,11 +98,11 @@ impl Known {
         Ok(())
     }
 
-    /// Looks whether somebody else has brought an event meanwhile.
-    pub(super) async fn look_for(&mut self, app: &App, pdu: &Pdu) -> Result<()> {
-        let id = vec![pdu.event_id.to_string()];
+    /// Looks whether somebody else has brought some events meanwhile.
+    pub(super) async fn look_for(&mut self, app: &App, items: &[Item]) -> Result<()> {
+        let ids = items.iter().map(|item| item.pdu.event_id.to_string());
         self.stubs
-            .extend(storage::events::stubs(&app.db, id).await?);
+            .extend(storage::events::stubs(&app.db, ids.collect()).await?);
         Ok(())
     }
 
@@ -110,10 +113,51 @@ impl Known {
 
     /// Whether an event has its place in the room already.
     pub(super) fn is_here(&self, pdu: &Pdu) -> bool {
-        let is_it = |event: &Arc<Event>| event.pdu.event_id == pdu.event_id;
         self.stub(pdu)
             .is_some_and(|stub| stub.flags & flags::OUTLIER == 0)
-            || self.fresh.iter().any(is_it)
+            || self.fresh(pdu).is_some()
+    }
+
+    fn fresh(&self, pdu: &Pdu) -> Option<&Arc<Event>> {
+        let mut fresh = self.fresh.iter();
+        fresh.find(|event| event.pdu.event_id == pdu.event_id)
+    }
+
+    /// The flags of an event that is here.
+    pub(super) fn flags(&self, pdu: &Pdu) -> i64 {
+        let of_fresh = self.fresh(pdu).map(|event| event.flags);
+        let of_stored = || self.stub(pdu).map(|stub| stub.flags);
+        of_fresh.or_else(of_stored).unwrap_or(0)
+    }
+
+    /// The redactions of an event that have come before it.
+    pub(super) fn redactions(&self, pdu: &Pdu) -> impl Iterator<Item = &Arc<Event>> {
+        let of_it = self.early.iter().filter(|early| early.is_of(&pdu.event_id));
+        let redactions = of_it.filter(|early| early.is_redaction());
+        redactions.filter_map(|early| self.redactions.get(&early.child))
+    }
+
+    /// Brings an event together with those that relate to it and have come before it.
+    pub(super) fn meet_early(&self, step: &mut Step<'_>, event_id: &EventId, nid: EventNid) {
+        let room = step.room.nid;
+        let mut is_met = false;
+        for early in self.early.iter().filter(|early| early.is_of(event_id)) {
+            is_met = true;
+            if early.is_redaction() {
+                continue;
+            }
+            let write = relations::add(nid, &early.rel_type, early.child);
+            step.change.write(write);
+            if early.rel_type == "m.thread" {
+                for write in threads::begin(room, nid, early.child) {
+                    step.change.write(write);
+                }
+            }
+        }
+        if is_met {
+            let write = relations::forget_early(room, event_id.as_str());
+            step.change.write(write);
+        }
     }
 
     /// The events that allow an event, all of them.
@@ -138,13 +182,27 @@ impl Known {
     }
 
     /// Notes what has come with a step.
-    pub(super) fn arrived(&mut self, step: &Step<'_>) {
-        self.fresh.extend(step.newest().cloned());
+    pub(super) fn arrived(&mut self, step: &mut Step<'_>) {
+        if let Some(event) = step.newest().cloned() {
+            self.add(step, event);
+        }
     }
 
-    /// Notes an event that is kept and not shown.
-    pub(super) fn hidden(&mut self, event: Event) {
-        self.fresh.push(Arc::new(event));
+    /// Notes an event of which nobody is told.
+    pub(super) fn hidden(&mut self, step: &mut Step<'_>, event: Event) {
+        let event = Arc::new(event);
+        step.past.keep(Arc::clone(&event));
+        self.add(step, event);
+    }
+
+    fn add(&mut self, step: &mut Step<'_>, event: Arc<Event>) {
+        for early in step.past.take_early() {
+            if early.is_redaction() {
+                self.redactions.insert(early.child, Arc::clone(&event));
+            }
+            self.early.push(early);
+        }
+        self.fresh.push(event);
     }
 
     /// What has come with a change is committed.
@@ -161,12 +219,8 @@ impl Known {
     }
 }
 
-/// Finds out what else belongs to some events.
-pub(super) async fn prepare(
-    app: &App,
-    known: &Known,
-    received: Vec<Received>,
-) -> Result<Vec<Item>> {
+/// Finds out who sent some events.
+pub(super) async fn prepare(app: &App, received: Vec<Received>) -> Result<Vec<Item>> {
     let senders: Vec<_> = received
         .iter()
         .map(|received| received.pdu.sender.clone())
@@ -175,28 +229,9 @@ pub(super) async fn prepare(
         .names
         .find_users(&app.db, senders.iter().map(AsRef::as_ref))
         .await?;
-    let redactions: Vec<_> = known
-        .early
-        .iter()
-        .filter(|early| early.rel_type == relations::REDACTION)
-        .map(|early| early.child)
-        .collect();
-    let redactions = head::events(app, &known.room, &redactions).await?;
     received
         .into_iter()
         .map(|received| {
-            let id = received.pdu.event_id.as_str();
-            let early: Vec<Early> = known
-                .early
-                .iter()
-                .filter(|early| early.parent == id)
-                .cloned()
-                .collect();
-            let redactions = early
-                .iter()
-                .filter(|early| early.rel_type == relations::REDACTION)
-                .filter_map(|early| redactions.get(&early.child).cloned())
-                .collect();
             Ok(Item {
                 sender: *senders
                     .get(&received.pdu.sender)
@@ -209,33 +244,7 @@ pub(super) async fn prepare(
                 opinion: received.opinion,
                 txn: received.txn,
                 writes: received.writes,
-                redactions,
-                early,
             })
         })
         .collect()
-}
-
-impl Item {
-    /// Brings the event together with those that relate to it and have come before it.
-    pub(super) fn meet_early(&self, step: &mut Step<'_>, nid: EventNid) {
-        if self.early.is_empty() {
-            return;
-        }
-        let room = step.room.nid;
-        for early in &self.early {
-            if early.rel_type == relations::REDACTION {
-                continue;
-            }
-            let write = relations::add(nid, &early.rel_type, early.child);
-            step.change.write(write);
-            if early.rel_type == "m.thread" {
-                for write in threads::begin(room, nid, early.child) {
-                    step.change.write(write);
-                }
-            }
-        }
-        let write = relations::forget_early(room, self.pdu.event_id.as_str());
-        step.change.write(write);
-    }
 }
