@@ -13,6 +13,7 @@ pub mod head;
 pub mod hierarchy;
 pub mod membership;
 pub mod outline;
+pub mod pages;
 mod past;
 mod policy_server;
 pub mod power;

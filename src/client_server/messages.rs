@@ -26,8 +26,9 @@ use crate::{
     http::{Call, Routes},
     room::{
         client_event::{Form, client_event, client_events, raw},
+        pages::{self, Reading},
         receive::history,
-        timeline::{self, EventFilter, Page},
+        timeline::{self, EventFilter},
         visibility::{Access, Sight, Viewer, has_forgotten, readable},
     },
     rooms::Room,
@@ -75,8 +76,7 @@ async fn get_room_event(
 /// Without `dir` it goes forward, as on other servers. A client that walks back has reached the start when it gets the
 /// event that made the room, or nothing: a filter may hide the former.
 ///
-/// What is missing here is fetched. As long as others have more of it a page ends where something is missing still; what
-/// nobody can tell is passed over. So each event comes once, and after the ones that follow it.
+/// What is missing here is fetched: see [`pages`].
 async fn get_message_events(
     app: Arc<App>,
     call: Call<get_message_events::v3::Request>,
@@ -105,24 +105,18 @@ async fn get_message_events(
         upto,
     };
     let limit = limit(request.limit).min(filter.event.limit.map_or(MAX_EVENTS, limit));
-    let mut sight = Sight::quick(&app, &room, &viewer).await?;
-    let mut page = timeline::page(&app, &room, &sight, range, &filter, limit).await?;
-    let mut gap = None;
-    if backward {
-        // What the page was looked for in: what is not shown may come after a gap too.
-        let depths = |page: &Page| page.next.unwrap_or(to).depth..=from.depth;
-        let has_come = history::extend(&app, &room, &depths(&page)).await?;
-        if has_come {
-            // What is told of what was not here before is decided by how things stood there.
-            sight = Sight::quick(&app, &room, &viewer).await?;
-            page = timeline::page(&app, &room, &sight, range, &filter, limit).await?;
-        }
-        gap = history::next_gap(&app, &room, &depths(&page)).await?;
-        if let Some(gap) = gap.filter(|_| has_come) {
-            page.end_at(gap);
-        }
-    }
-    let is_at_gap = gap.is_some() && page.events.is_empty();
+    let reading = Reading {
+        room: &room,
+        viewer: &viewer,
+        filter: &filter,
+        limit,
+    };
+    let (page, has_gap) = if backward {
+        pages::backward(&app, reading, range).await?
+    } else {
+        (pages::forward(&app, reading, range).await?, false)
+    };
+    let is_at_gap = has_gap && page.events.is_empty();
 
     let sight = Sight::load(&app, &room, &viewer, &page.events).await?;
     let mut response = get_message_events::v3::Response::new();
@@ -162,10 +156,16 @@ async fn get_context(app: Arc<App>, call: Call<get_context::v3::Request>) -> Res
     let sight = Sight::quick(&app, &room, &viewer).await?;
     let event = timeline::visible_event(&app, &room, &sight, &request.event_id).await?;
     let limit = limit(request.limit).min(filter.event.limit.map_or(MAX_EVENTS, self::limit));
+    let reading = |limit| Reading {
+        room: &room,
+        viewer: &viewer,
+        filter: &filter,
+        limit,
+    };
     let older = Range::before(room.nid, Place::before(&event));
-    let before = timeline::page(&app, &room, &sight, older, &filter, limit / 2).await?;
+    let (before, _) = pages::backward(&app, reading(limit / 2), older).await?;
     let newer = Range::after(room.nid, Place::after(&event));
-    let after = timeline::page(&app, &room, &sight, newer, &filter, limit - limit / 2).await?;
+    let after = pages::forward(&app, reading(limit - limit / 2), newer).await?;
 
     let mut all = before.events.clone();
     all.push(Arc::clone(&event));

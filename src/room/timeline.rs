@@ -127,6 +127,15 @@ impl Page {
             self.next = self.events.last().map(|event| Place::before(event));
         }
     }
+
+    /// Lets a page that goes forward end with the last event of less than this depth, if there is one.
+    pub fn end_before(&mut self, depth: i64) {
+        let count = self.events.partition_point(|event| event.depth() < depth);
+        if count > 0 && count < self.events.len() {
+            self.events.truncate(count);
+            self.next = self.events.last().map(|event| Place::after(event));
+        }
+    }
 }
 
 /// Where a token stands in a room's history.

@@ -40,6 +40,15 @@ pub fn close(room: RoomNid, event_ids: Vec<String>) -> Write {
     )
 }
 
+/// The least depth between these of an event that follows one which is missing in a room.
+pub async fn first(db: &Db, room: RoomNid, depths: &RangeInclusive<i64>) -> Result<Option<i64>> {
+    let query = sql!(
+        "SELECT min(depth) FROM backward_extremity WHERE room_nid = $1 AND depth >= $2 AND depth <= $3"
+    );
+    let (least, most) = (*depths.start(), *depths.end());
+    db.one(query, args![room, least, most]).await?.get(0)
+}
+
 /// The missing events of a room that are followed by one of a depth between these, which is told too; the deepest first, at
 /// most `limit`.
 pub async fn within(

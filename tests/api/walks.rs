@@ -19,19 +19,29 @@ const V1: &str = "/_matrix/federation/v1";
 
 /// All events that somebody finds who walks back from the end of a room, oldest first. Time passes between the pages.
 pub async fn walk(user: &User<'_>, room: &str, limit: usize) -> Vec<String> {
+    let mut found = walk_on(user, room, "b", limit, None).await;
+    found.reverse();
+    found
+}
+
+/// All events that somebody finds who walks on from a token, or from an end of a room.
+pub async fn walk_on(
+    user: &User<'_>,
+    room: &str,
+    dir: &str,
+    limit: usize,
+    from: Option<&str>,
+) -> Vec<String> {
     let mut found = Vec::new();
-    let mut from = String::new();
+    let mut from = from.map_or_else(String::new, |from| format!("&from={from}"));
     for _ in 0..50 {
-        let path = format!("/rooms/{room}/messages?dir=b&limit={limit}{from}");
+        let path = format!("/rooms/{room}/messages?dir={dir}&limit={limit}{from}");
         let page = user.get(&path).await.ok();
         let events = page["chunk"].as_array().unwrap().iter();
         found.extend(events.map(|event| event["event_id"].as_str().unwrap().to_owned()));
         match page["end"].as_str() {
             Some(end) => from = format!("&from={end}"),
-            None => {
-                found.reverse();
-                return found;
-            }
+            None => return found,
         }
         user.server.app.clock.advance(Duration::from_mins(1));
     }
@@ -70,11 +80,19 @@ async fn what_nobody_can_tell_is_passed_over() {
     for limit in [100, 2, 3] {
         let found = walk(&alice, id.as_str(), limit).await;
         assert_eq!(found, expected, "{limit}");
+        let found = walk_on(&alice, id.as_str(), "f", limit, None).await;
+        assert_eq!(found, expected, "{limit} forward");
     }
 }
 
 #[tokio::test]
 async fn a_gap_that_others_can_fill_is_not_passed_over() {
+    for (dir, limit) in [("b", 500), ("f", 500), ("f", 20)] {
+        gap_is_filled(dir, limit).await;
+    }
+}
+
+async fn gap_is_filled(dir: &str, limit: usize) {
     let (server, fake) = (TestServer::federated().await, FakeServer::start().await);
     let alice = server.register("alice").await;
     let mut room = shared(&alice, &fake, "12").await;
@@ -102,8 +120,11 @@ async fn a_gap_that_others_can_fill_is_not_passed_over() {
         let origin = request.headers["host"].to_str().unwrap();
         Json(json!({ "origin": origin, "origin_server_ts": 1, "pdus": pdus })).into_response()
     });
-    let found = walk(&alice, id.as_str(), 500).await;
-    assert_eq!(found, expected);
+    let mut found = walk_on(&alice, id.as_str(), dir, limit, None).await;
+    if dir == "b" {
+        found.reverse();
+    }
+    assert_eq!(found, expected, "{dir}");
 }
 
 #[tokio::test]

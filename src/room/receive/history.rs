@@ -4,17 +4,27 @@ use std::{collections::VecDeque, ops::RangeInclusive, sync::Arc, time::Duration}
 
 use homing_federation::Pdu;
 use ruma::{
-    MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedServerName, ServerName,
+    MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedServerName, ServerName, UInt,
     api::{Direction, federation::event::get_event_by_timestamp},
 };
 use tracing::debug;
 
 use super::{
     Fate, Received,
-    fetch::{self, Search},
+    fetch::{self, BACKFILL, Search},
     gaps, take,
 };
-use crate::{app::App, error::Result, remote, rooms::Room, storage};
+use crate::{
+    app::App,
+    error::Result,
+    remote,
+    room::timeline,
+    rooms::Room,
+    storage::{
+        self, Event,
+        timeline::{Place, Range},
+    },
+};
 
 /// From how many missing events on backwards is asked at once.
 const MISSING: i64 = 5;
@@ -31,6 +41,10 @@ const WAIT: Duration = Duration::from_secs(2);
 const TIME: Duration = Duration::from_mins(2);
 /// How many states are asked for, for one part of history.
 const STATES: usize = 5;
+/// How many events may be missing, as depths tell it, for all of them to be fetched when somebody walks forward; of more
+/// those are asked for that are near in time. How often.
+const FAR: i64 = 500;
+const LEAPS: usize = 5;
 
 /// Fetches what is missing directly before the events of a room's history between these depths. Answers whether something
 /// has come.
@@ -90,6 +104,85 @@ pub async fn is_hopeful(app: &App, room: &Room) -> bool {
     true
 }
 
+/// The least depth of an event after this place, and of at most this depth, directly before which something is missing.
+/// For who begins at the start that is what is known first.
+///
+/// # Errors
+/// If the database fails.
+pub async fn first_gap(app: &App, room: &Room, from: Place, last: i64) -> Result<Option<i64>> {
+    if room.seen().servers.is_empty() {
+        return Ok(None);
+    }
+    let from = match from {
+        Place::START => first_after(app, room, from)
+            .await?
+            .map_or(from, |first| Place::after(&first)),
+        from => from,
+    };
+    let depths = from.depth.saturating_add(1)..=last;
+    Ok(storage::gaps::first(&app.db, room.nid, &depths).await?)
+}
+
+/// The first event after a place, whoever may see it.
+async fn first_after(app: &App, room: &Room, place: Place) -> Result<Option<Event>> {
+    let range = Range::after(room.nid, place);
+    let (mut page, _) = storage::timeline::page(&app.db, room.rules, &range, 1).await?;
+    Ok(page.pop())
+}
+
+/// What is done for somebody who walks forward.
+#[derive(Debug, Default)]
+pub struct Forward {
+    leaps: usize,
+}
+
+impl Forward {
+    /// Fetches some of what is missing after a place and directly before the events of the depth `gap`. Answers whether
+    /// something has come.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn extend(
+        &mut self,
+        app: &App,
+        room: &Arc<Room>,
+        from: Place,
+        gap: i64,
+    ) -> Result<bool> {
+        if gap - from.depth.max(0) > FAR && self.leaps < LEAPS {
+            self.leaps += 1;
+            if leap(app, room, from, gap).await? {
+                return Ok(true);
+            }
+            self.leaps = LEAPS;
+        }
+        extend(app, room, &(gap..=gap)).await
+    }
+}
+
+/// Fetches events of which the newest has happened when about as many as are told at once had happened after a place, if as
+/// much is missing there as depths say and all happened at the same pace. Answers whether something has come.
+async fn leap(app: &App, room: &Arc<Room>, from: Place, gap: i64) -> Result<bool> {
+    let just_before = Place {
+        depth: gap - 1,
+        ord: i64::MAX,
+    };
+    let Some(next) = first_after(app, room, just_before).await? else {
+        return Ok(false);
+    };
+    let Some(last) = timeline::last_before(app, room, from).await? else {
+        return Ok(false);
+    };
+    let [start, end] = [&*last, &next].map(|event| i64::from(event.pdu.origin_server_ts.0));
+    let span = i128::from(end - start) * i128::from(BACKFILL) / i128::from(gap - last.depth());
+    let Ok(ts) = UInt::try_from(start.saturating_add(i64::try_from(span).unwrap_or(0))) else {
+        return Ok(false);
+    };
+    let near = (MilliSecondsSinceUnixEpoch(ts), Direction::Forward);
+    let is_between = |told: MilliSecondsSinceUnixEpoch| (start..end).contains(&i64::from(told.0));
+    reach_if(app, room, near, is_between).await
+}
+
 /// Fetches the event nearest to a time on one side of it, with some of those before it, if others know a nearer one than
 /// the `nearest` that is here. Answers whether something has come.
 ///
@@ -108,6 +201,16 @@ pub async fn reach(
         Direction::Forward => told >= ts && nearest.is_none_or(|nearest| told < nearest),
         Direction::Backward => told <= ts && nearest.is_none_or(|nearest| told > nearest),
     };
+    reach_if(app, room, (ts, direction), is_nearer).await
+}
+
+/// The same if others know one of a time that is wanted.
+async fn reach_if(
+    app: &App,
+    room: &Arc<Room>,
+    (ts, direction): (MilliSecondsSinceUnixEpoch, Direction),
+    is_wanted: impl Fn(MilliSecondsSinceUnixEpoch) -> bool,
+) -> Result<bool> {
     let search = &Search::within(TIME);
     for server in servers(room) {
         let request = get_event_by_timestamp::v1::Request::new(room.id.clone(), ts, direction);
@@ -118,7 +221,7 @@ pub async fn reach(
                 continue;
             }
         };
-        if !is_nearer(told.origin_server_ts) {
+        if !is_wanted(told.origin_server_ts) {
             return Ok(false);
         }
         if let Some(events) =
