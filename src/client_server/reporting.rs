@@ -48,7 +48,7 @@ async fn report_content(
     }
     let viewer = Viewer::of(&app, &call.requester).await?;
     let sight = Sight::quick(&app, &room, &viewer).await?;
-    let event = events::by_id(&app.db, room.rules, room.nid, body.event_id.as_str())
+    let event = events::readable_by_id(&app.db, room.rules, room.nid, body.event_id.as_str())
         .await?
         .filter(|event| sight.may_see(event))
         .ok_or_else(unknown)?;

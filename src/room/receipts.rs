@@ -101,7 +101,7 @@ async fn find(app: &App, room: &Room, id: &EventId) -> Result<Option<Arc<Event>>
     if recent.is_some() {
         return Ok(recent);
     }
-    let event = storage::events::by_id(&app.db, room.rules, room.nid, id.as_str()).await?;
+    let event = storage::events::readable_by_id(&app.db, room.rules, room.nid, id.as_str()).await?;
     Ok(event.map(Arc::new))
 }
 

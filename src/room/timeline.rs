@@ -446,7 +446,7 @@ pub async fn visible_event(
     };
     let event = match recent {
         Some(event) => Some(event),
-        None => storage::events::by_id(&app.db, room.rules, room.nid, event_id.as_str())
+        None => storage::events::readable_by_id(&app.db, room.rules, room.nid, event_id.as_str())
             .await?
             .map(Arc::new),
     };

@@ -101,7 +101,7 @@ enum Read {
 impl Read {
     async fn some(self, app: &App, nids: &[EventNid]) -> Result<Vec<String>, storage::Error> {
         match self {
-            Self::Events => graph::json(&app.db, nids).await,
+            Self::Events => graph::texts(&app.db, nids).await,
             Self::Ids => {
                 let mut ids = graph::ids(&app.db, nids).await?;
                 // An id that was ever let in has nothing that would have to be escaped.

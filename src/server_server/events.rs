@@ -98,7 +98,8 @@ pub(super) async fn chain(app: &App, events: &[EventNid]) -> Result<Vec<EventNid
 /// # Errors
 /// `M_NOT_FOUND`.
 pub(super) async fn find(app: &App, room: &Room, event_id: &EventId) -> Result<Event> {
-    let event = storage::events::by_id(&app.db, room.rules, room.nid, event_id.as_str()).await?;
+    let event =
+        storage::events::readable_by_id(&app.db, room.rules, room.nid, event_id.as_str()).await?;
     event
         .filter(|event| event.flags & flags::REJECTED == 0)
         .ok_or_else(|| Error::not_found(format!("{event_id} is not known here")))

@@ -1,6 +1,6 @@
 //! `destination`: what other servers have been sent; and what they are still to be sent.
 
-use super::{Db, Insert, Pos, Result, RoomNid, Row, ServerNid, Write};
+use super::{Db, Insert, Pos, Result, RoomNid, Row, ServerNid, Write, events::json};
 use crate::{args, sql};
 
 /// Another server, as far as sending to it goes.
@@ -145,7 +145,8 @@ pub async fn rooms_behind(
         .collect()
 }
 
-/// The latest events of a room between two positions that this server must send, newest first.
+/// The latest events of a room between two positions that this server must send, newest first. What cannot be read is left
+/// out: nobody would take what is sent with it.
 pub async fn latest(
     db: &Db,
     room: RoomNid,
@@ -154,19 +155,22 @@ pub async fn latest(
     limit: i64,
 ) -> Result<Vec<Unsent>> {
     let query = sql!(
-        "SELECT e.pos, u.mxid, j.json FROM event e JOIN event_json j ON j.nid = e.nid JOIN user_id u ON u.nid = e.sender_nid ",
+        "SELECT e.pos, u.mxid, j.json, e.event_id FROM event e JOIN event_json j ON j.nid = e.nid JOIN user_id u ON u.nid = e.sender_nid ",
         "WHERE e.room_nid = $1 AND e.pos > $2 AND e.pos <= $3 AND e.flags & 32 <> 0 AND e.flags & 7 = 0 ",
         "ORDER BY e.pos DESC LIMIT $4"
     );
     db.rows(query, args![room, after, upto, limit])
         .await?
         .iter()
-        .map(|row| {
-            Ok(Unsent {
-                pos: row.get(0)?,
-                sender: row.get(1)?,
-                json: row.get(2)?,
-            })
+        .filter_map(|row| {
+            let unsent = |json| {
+                Ok(Unsent {
+                    pos: row.get(0)?,
+                    sender: row.get(1)?,
+                    json,
+                })
+            };
+            json(row, 2, 3).transpose().map(|json| unsent(json?))
         })
         .collect()
 }

@@ -4,6 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use homing_federation::Pdu;
 use ruma::room_version_rules::RoomVersionRules;
+use serde_json::value::RawValue;
 
 use super::{
     Arg, Db, DeviceNid, EventNid, Insert, KeyNid, Pos, Position, Result, RoomNid, Row, TypeNid,
@@ -337,6 +338,21 @@ pub fn readable(row: &Row, rules: &RoomVersionRules) -> Result<Option<Event>> {
     }
 }
 
+/// The JSON of an event that is told to others as it is stored, from a row with that and the event's id in these columns.
+/// What is no JSON is `None` and a line in the log: it would spoil all that is told with it.
+///
+/// # Errors
+/// If the row cannot be read.
+pub(super) fn json(row: &Row, json: usize, id: usize) -> Result<Option<String>> {
+    let json: String = row.get(json)?;
+    if json.starts_with('{') && serde_json::from_str::<&RawValue>(&json).is_ok() {
+        return Ok(Some(json));
+    }
+    let event: String = row.get(id)?;
+    tracing::error!(event, "an event cannot be read, and is left out");
+    Ok(None)
+}
+
 fn decode_error(error: impl std::error::Error + Send + Sync + 'static) -> super::Error {
     super::Error::Decode(Box::new(error))
 }
@@ -348,15 +364,28 @@ pub async fn by_id(
     room: RoomNid,
     event_id: &str,
 ) -> Result<Option<Event>> {
+    let row = row_by_id(db, room, event_id).await?;
+    row.map(|row| event(&row, rules)).transpose()
+}
+
+/// The same for somebody who looks at it: `None` too if it cannot be read.
+pub async fn readable_by_id(
+    db: &Db,
+    rules: &RoomVersionRules,
+    room: RoomNid,
+    event_id: &str,
+) -> Result<Option<Event>> {
+    let row = row_by_id(db, room, event_id).await?;
+    row.map_or(Ok(None), |row| readable(&row, rules))
+}
+
+async fn row_by_id(db: &Db, room: RoomNid, event_id: &str) -> Result<Option<Row>> {
     let query = sql!(
         "SELECT ",
         (event_columns),
         " FROM event e JOIN event_json j ON j.nid = e.nid WHERE e.event_id = $1 AND e.room_nid = $2"
     );
-    db.maybe(query, args![event_id, room])
-        .await?
-        .map(|row| event(&row, rules))
-        .transpose()
+    db.maybe(query, args![event_id, room]).await
 }
 
 /// The events with these nids, in no particular order.

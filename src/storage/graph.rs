@@ -2,7 +2,11 @@
 
 use ruma::room_version_rules::RoomVersionRules;
 
-use super::{Db, Event, EventNid, Result, RoomNid, events::readable, timeline::Place};
+use super::{
+    Db, Event, EventNid, Result, RoomNid,
+    events::{json, readable},
+    timeline::Place,
+};
 use crate::{args, sql};
 
 /// How many events are looked up at once.
@@ -39,14 +43,17 @@ pub async fn room_of(db: &Db, event_id: &str) -> Result<Option<String>> {
     row.map(|row| row.get(0)).transpose()
 }
 
-/// The JSON of events, in no particular order, without those that were rejected.
-pub async fn json(db: &Db, nids: &[EventNid]) -> Result<Vec<String>> {
+/// The JSON of events, in no particular order, without those that were rejected, and those that cannot be read: a text that is
+/// no JSON would spoil the whole list.
+pub async fn texts(db: &Db, nids: &[EventNid]) -> Result<Vec<String>> {
     let query = sql!(
-        "SELECT j.json FROM event e JOIN event_json j ON j.nid = e.nid WHERE e.flags & 2 = 0 AND e.nid ",
+        "SELECT j.json, e.event_id FROM event e JOIN event_json j ON j.nid = e.nid WHERE e.flags & 2 = 0 AND e.nid ",
         list(1)
     );
     let rows = db.rows(query, args![nids]).await?;
-    rows.iter().map(|row| row.get(0)).collect()
+    rows.iter()
+        .filter_map(|row| json(row, 0, 1).transpose())
+        .collect()
 }
 
 /// The ids of events, in no particular order, without those that were rejected.

@@ -289,6 +289,58 @@ async fn service_records_say_where_but_not_who() {
 }
 
 #[tokio::test]
+async fn service_records_lead_to_no_private_address() {
+    let fake = fake("it").await;
+    let port = fake.name.port().unwrap();
+    let record = |priority, host: &str, port| ServiceRecord {
+        priority,
+        weight: 0,
+        host: host.to_owned(),
+        port,
+    };
+    let policy = AddressPolicy::new(vec!["127.0.0.1/32".parse().unwrap()]);
+    // What may not be reached is passed over, and what may be reached beside it is not.
+    for (policy, is_reached) in [(AddressPolicy::default(), false), (policy, true)] {
+        let addresses = [
+            ("z.example", 7, &*address(&fake)),
+            ("b.example", 7, "10.0.0.1:7"),
+            ("b.example", 7, "[::ffff:10.0.0.1]:7"),
+        ];
+        let Names::Given { addresses, .. } = names(&addresses) else {
+            unreachable!()
+        };
+        let near = [
+            record(1, "b.example", 7),
+            record(2, "169.254.169.254", 80),
+            record(3, "z.example", 7),
+            record(4, "127.0.0.1", port),
+            record(5, "::ffff:127.0.0.1", port),
+        ];
+        let services = near.iter().map(|one| vec![one.clone()]);
+        let services = services.chain([near.to_vec()]);
+        for (number, services) in services.enumerate() {
+            let mut guarded = settings();
+            guarded.policy = policy.clone();
+            guarded.names = Names::Given {
+                addresses: addresses.clone(),
+                services: HashMap::from([("a.example".to_owned(), services)]),
+            };
+            let client = Client::new(guarded).unwrap();
+            let answer = ask(&client, server_name!("a.example")).await;
+            if is_reached && number > 1 {
+                assert_eq!(answer.ok().as_deref(), Some("it"), "{number}");
+            } else {
+                assert!(
+                    matches!(answer, Err(Error::Blocked(_))),
+                    "{number} {answer:?}"
+                );
+            }
+        }
+        assert_eq!(fake.recorded().is_empty(), !is_reached);
+    }
+}
+
+#[tokio::test]
 async fn hostile_delegations_lead_nowhere() {
     let big = format!(
         "{{\"m.server\":\"b.example:1\",\"x\":\"{}\"}}",
@@ -323,7 +375,7 @@ async fn hostile_delegations_lead_nowhere() {
         assert_eq!(web.recorded().len(), 1);
         assert!(matches!(answer, Err(Error::Blocked(_))), "{to}: {answer:?}");
     }
-    // What makes no sense is no delegation; the name itself is asked.
+    // What makes no sense is no delegation; the name itself is asked. The last of these makes sense.
     let pages: Vec<Page> = vec![
         Box::new(move |_| big.clone().into_response()),
         Box::new(|_| endless(&[b' '; 10_000], Duration::ZERO)),
@@ -333,9 +385,12 @@ async fn hostile_delegations_lead_nowhere() {
         redirects("https://169.254.169.254/latest"),
         redirects("https://[::ffff:10.0.0.1]/"),
         redirects("https://c.example/"),
-        redirects("http://a.example/elsewhere"),
+        redirects("http://a.example/moved"),
+        redirects("http://a.example:443/moved"),
         redirects("https://a.example/.well-known/matrix/server"),
+        redirects("https://a.example/moved"),
     ];
+    let last = pages.len() - 1;
     for (number, page) in pages.into_iter().enumerate() {
         let (web, itself, other) = tokio::join!(fake("web"), fake("itself"), fake("other"));
         let mut guarded = settings();
@@ -346,8 +401,13 @@ async fn hostile_delegations_lead_nowhere() {
             ("c.example", 443, "10.0.0.1:443"),
         ]);
         web.on(Method::GET, WELL_KNOWN, page);
+        web.answers(Method::GET, "/moved", json!({ "m.server": "b.example:1" }));
         let client = Client::new(guarded).unwrap();
         let answer = ask(&client, server_name!("a.example")).await;
+        if number == last {
+            assert_eq!(answer.ok().as_deref(), Some("other"));
+            break;
+        }
         assert_eq!(answer.ok().as_deref(), Some("itself"), "page {number}");
         assert!(other.recorded().is_empty(), "page {number}");
         assert!(web.recorded().len() < 10, "page {number}");

@@ -94,6 +94,40 @@ async fn branches_without_number_cost_their_server_alone() {
     }
 }
 
+#[tokio::test]
+async fn who_names_one_branch_twice_has_not_seen_the_other() {
+    let (server, fake) = (TestServer::federated().await, FakeServer::start().await);
+    let alice = server.register("alice").await;
+    let room = shared(&alice, &fake, "12").await;
+    let user = room.user.to_string();
+    let [one, other] = [1, 2].map(|number| branch(&room, &fake, number, false));
+    let member = json!({ "membership": "join", "displayname": "Honest" });
+    let member = room.sign(&fake, room.draft("m.room.member", Some(&user), member));
+    room.send(&fake, &server, &[&one, &other, &member])
+        .await
+        .ok();
+    let draft = Draft {
+        prev_events: vec![one.event_id.clone(), one.event_id, other.event_id],
+        depth: one.depth + 1,
+        ..room.message("twice")
+    };
+    let twice = room.sign(&fake, draft);
+    let answer = room.send(&fake, &server, &[&twice]).await.ok();
+    assert_eq!(outcome(&answer, twice.event_id.as_str()), Some(false));
+    let mut expected = [twice.event_id.to_string(), member.event_id.to_string()];
+    let mut followed = followed(&server, &fake, &room).await;
+    expected.sort_unstable();
+    followed.sort_unstable();
+    assert_eq!(followed, expected);
+    let state = format!(
+        "/_matrix/federation/v1/state_ids/{}?event_id={}",
+        room.id, twice.event_id
+    );
+    let before = fake.get(&server, &state).await.ok()["pdu_ids"].to_string();
+    assert!(!before.contains(member.event_id.as_str()), "{before}");
+    assert!(has_name(&alice, &room, &user).await);
+}
+
 async fn has_name(alice: &User<'_>, room: &FakeRoom, user: &str) -> bool {
     let path = format!("/rooms/{}/state/m.room.member/{user}", room.id);
     alice.get(&path).await.ok()["displayname"] == "Honest"

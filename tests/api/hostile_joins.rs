@@ -382,19 +382,25 @@ async fn a_room_has_one_create_event() {
 async fn an_answer_to_a_join_that_breaks_off_is_given_up() {
     let (server, fake) = (TestServer::federated().await, FakeServer::start().await);
     let alice = server.register("alice").await;
-    let answers: [fn(&FakeRoom, &Value) -> Response; 2] = [
+    let answers: [fn(&FakeRoom, &Value) -> Response; 4] = [
         |room, join| {
             let text = room.welcome(join).to_string();
             Response::new(Body::from(text[..text.len() / 2].to_owned()))
         },
+        // All that is needed is there, but not the end.
+        |room, join| {
+            let text = room.welcome(join).to_string();
+            Response::new(Body::from(text[..text.len() - 1].to_owned()))
+        },
         |room, join| {
             let text = room.welcome(join).to_string();
             let stream = futures_util::stream::iter([
-                Ok(text[..text.len() / 2].to_owned()),
+                Ok(text[..text.len() - 1].to_owned()),
                 Err(std::io::Error::other("gone")),
             ]);
             Response::new(Body::from_stream(stream))
         },
+        |room, join| Response::new(Body::from(room.welcome(join).to_string() + "{}")),
     ];
     for (index, answer) in answers.into_iter().enumerate() {
         let room = FakeRoom::create(&fake, "11");

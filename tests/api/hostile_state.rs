@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     fake_room::FakeRoom,
-    fake_server::FakeServer,
+    fake_server::{FakeServer, Recorded},
     hostile_transactions::shared,
     server::{TestServer, User},
     shared_rooms::sees,
@@ -220,6 +220,47 @@ async fn break_event(server: &TestServer, event: &str) {
     server.app.log.append(change).await.unwrap();
 }
 
+/// Nobody finds an event that cannot be read, and it is in nobody's way.
+async fn expect_gone(alice: &User<'_>, fake: &FakeServer, id: &str, (last, lost): (&str, &str)) {
+    // Other servers are told the rest of the state, and that there is no such event.
+    let v1 = "/_matrix/federation/v1";
+    for path in [
+        format!("{v1}/state/{id}?event_id={last}"),
+        format!("{v1}/event_auth/{id}/{last}"),
+    ] {
+        let told = fake.get(alice.server, &path).await.ok();
+        let told = told.to_string();
+        assert!(told.contains("m.room.create") || told.contains("m.room.power_levels"));
+        assert!(!told.contains("nonsense"), "{path} {told}");
+    }
+    for path in [
+        format!("{v1}/event/{lost}"),
+        format!("{v1}/state/{id}?event_id={lost}"),
+        format!("{v1}/state_ids/{id}?event_id={lost}"),
+        format!("{v1}/event_auth/{id}/{lost}"),
+    ] {
+        fake.get(alice.server, &path)
+            .await
+            .fails(404, "M_NOT_FOUND");
+    }
+    for path in [
+        format!("/rooms/{id}/event/{lost}"),
+        format!("/rooms/{id}/context/{lost}"),
+        format!("/_matrix/client/v1/rooms/{id}/relations/{lost}"),
+    ] {
+        alice.get(&path).await.fails(404, "M_NOT_FOUND");
+    }
+    let path = format!("/rooms/{id}/report/{lost}");
+    alice.post(&path, json!({})).await.fails(404, "M_NOT_FOUND");
+    // Nor is it in the way of what is said about it.
+    let relation = json!({ "rel_type": "m.thread", "event_id": lost });
+    let content = json!({ "msgtype": "m.text", "body": "x", "m.relates_to": relation });
+    let path = format!("/rooms/{id}/send/m.room.message/about");
+    alice.put(&path, content).await.ok();
+    let path = format!("/rooms/{id}/redact/{lost}/gone");
+    alice.put(&path, json!({})).await.ok();
+}
+
 #[tokio::test]
 async fn an_event_that_cannot_be_read_is_left_out() {
     let (server, fake) = (TestServer::federated().await, FakeServer::start().await);
@@ -281,6 +322,7 @@ async fn an_event_that_cannot_be_read_is_left_out() {
         assert!(sync["rooms"]["join"][whole.id.as_str()].is_object());
     }
     expect_answers(&alice, &fake, &broken, &last).await;
+    expect_gone(&alice, &fake, id, (&last, &lost)).await;
     // One page ends where the lost event was, and the next goes on.
     let mut from = String::new();
     let mut found = Vec::new();
@@ -295,11 +337,35 @@ async fn an_event_that_cannot_be_read_is_left_out() {
             None => break,
         }
     }
-    assert!(found.starts_with(&[last, first]), "{found:?}");
+    let of_old = |id: &&String| **id == last || **id == first;
+    let old: Vec<_> = found.iter().filter(of_old).collect();
+    assert_eq!(old, [&last, &first], "{found:?}");
     assert!(found.contains(&of_type("m.room.create")), "{found:?}");
     // The room goes on.
     let said = alice.say(id, "and on").await;
     sees(&alice, id, &said).await;
+}
+
+#[tokio::test]
+async fn an_event_that_cannot_be_read_keeps_no_others_from_being_sent() {
+    let (server, fake) = (TestServer::federated().await, FakeServer::start().await);
+    let alice = server.register("alice").await;
+    let room = shared(&alice, &fake, "12").await;
+    let sent = "/_matrix/federation/v1/send/";
+    fake.refuses(Method::PUT, sent, 503, "M_UNKNOWN");
+    let lost = alice.say(room.id.as_str(), "lost").await;
+    alice.say(room.id.as_str(), "kept").await;
+    fake.wait_for(|it| it.path.starts_with(sent)).await;
+    break_event(&server, &lost).await;
+    fake.answers(Method::PUT, sent, json!({ "pdus": {} }));
+    // It has to be read again.
+    let _server = server.restart().await;
+    let has = |pdus: &Value, text: &str| {
+        let mut pdus = pdus.as_array().into_iter().flatten();
+        pdus.any(|pdu| pdu["content"]["body"] == text)
+    };
+    let is_last = |it: &Recorded| has(&it.body["pdus"], "kept") && !has(&it.body["pdus"], "lost");
+    fake.wait_for(is_last).await;
 }
 
 #[tokio::test]

@@ -224,7 +224,15 @@ fn strange(room: &mut FakeRoom, fake: &FakeServer) -> Vec<Pdu> {
         ),
         (
             "m.room.message",
+            json!({ "m.relates_to": { "rel_type": noise(5000), "event_id": target } }),
+        ),
+        (
+            "m.room.message",
             json!({ "m.relates_to": { "rel_type": null_character, "event_id": target } }),
+        ),
+        (
+            "m.room.message",
+            json!({ "body": null_character, "msgtype": null_character }),
         ),
         ("m.room.message", json!({ "m.relates_to": [1] })),
         (
@@ -256,6 +264,7 @@ fn strange(room: &mut FakeRoom, fake: &FakeServer) -> Vec<Pdu> {
     for content in [
         json!({ "membership": "join", "displayname": null, "avatar_url": null }),
         json!({ "membership": "join", "displayname": { "a": 1 }, "avatar_url": [] }),
+        json!({ "membership": "join", "displayname": "a\0b", "avatar_url": "\0", "reason": "\0" }),
         json!({ "membership": "join", "displayname": "x".repeat(50_000) }),
         json!({ "membership": "join", "third_party_invite": 5, "is_direct": "x" }),
     ] {

@@ -35,6 +35,8 @@ mod hidden_events;
 mod hostile_addresses;
 mod hostile_answers;
 mod hostile_branches;
+mod hostile_chains;
+mod hostile_drips;
 mod hostile_edus;
 mod hostile_gaps;
 mod hostile_history;

@@ -8,7 +8,7 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use bytes::Bytes;
-use homing_federation::{Pdu, SigningKey, VerifyKey, received};
+use homing_federation::{Draft, Pdu, SigningKey, VerifyKey, received};
 use reqwest::Method;
 use ruma::room_version_rules::RoomVersionRules;
 use serde_json::{Value, json};
@@ -49,10 +49,18 @@ fn signed(event: &Pdu, rules: &RoomVersionRules, policy: &FakeServer, key: &Sign
 
 impl<'s> Guarded<'s> {
     async fn start(server: &'s TestServer) -> Self {
+        Self::start_in(server, "shared").await
+    }
+
+    /// The same in a room with this history visibility.
+    async fn start_in(server: &'s TestServer, visibility: &str) -> Self {
         let alice = server.register("alice").await;
         let policy = FakeServer::start().await;
         policy.answers(Method::PUT, SEND, json!({ "pdus": {} }));
-        let id = alice.create_room(json!({ "preset": "public_chat" })).await;
+        let content = json!({ "history_visibility": visibility });
+        let state = json!({ "type": "m.room.history_visibility", "content": content });
+        let body = json!({ "preset": "public_chat", "initial_state": [state] });
+        let id = alice.create_room(body).await;
         let room = FakeRoom::join(&policy, server, &id).await;
         let guarded = Self {
             alice,
@@ -92,6 +100,35 @@ impl<'s> Guarded<'s> {
                 let signature = signed["signatures"][name.as_str()][KEY].take();
                 Json(json!({ (name.as_str()): { KEY: signature } })).into_response()
             });
+    }
+
+    /// The policy server signs everything, but what `is_hard` not before it is notified.
+    fn signs_when_told(&self, is_hard: fn(&Value) -> bool) -> Arc<Notify> {
+        let (name, key, rules) = (
+            self.policy.name.clone(),
+            Arc::clone(&self.key),
+            self.room.rules,
+        );
+        let think = Arc::new(Notify::new());
+        let thinks = Arc::clone(&think);
+        self.policy
+            .on(Method::POST, SIGN, move |request: &Recorded| {
+                let signed =
+                    received::sign_received(&pdu(&request.body, rules), rules, &name, &key);
+                let mut signed = value(&signed.unwrap());
+                let signature = signed["signatures"][name.as_str()][KEY].take();
+                let answer = json!({ (name.as_str()): { KEY: signature } }).to_string();
+                let is_hard = is_hard(&request.body);
+                let thinks = Arc::clone(&thinks);
+                let body = futures_util::stream::once(async move {
+                    if is_hard {
+                        thinks.notified().await;
+                    }
+                    Ok::<_, std::convert::Infallible>(Bytes::from(answer))
+                });
+                Response::new(Body::from_stream(body))
+            });
+        think
     }
 
     /// How often the policy server was asked.
@@ -304,27 +341,7 @@ async fn the_room_goes_on_while_the_policy_server_thinks() {
     let server = TestServer::federated().await;
     let guarded = Guarded::start(&server).await;
     let (other, mut room) = stranger(&guarded).await;
-    let (name, key, rules) = (
-        guarded.policy.name.clone(),
-        Arc::clone(&guarded.key),
-        room.rules,
-    );
-    let think = Arc::new(Notify::new());
-    let thinks = Arc::clone(&think);
-    guarded
-        .policy
-        .on(Method::POST, SIGN, move |request: &Recorded| {
-            let signed = received::sign_received(&pdu(&request.body, rules), rules, &name, &key);
-            let mut signed = value(&signed.unwrap());
-            let signature = signed["signatures"][name.as_str()][KEY].take();
-            let answer = json!({ (name.as_str()): { KEY: signature } }).to_string();
-            let thinks = Arc::clone(&thinks);
-            let body = futures_util::stream::once(async move {
-                thinks.notified().await;
-                Ok::<_, std::convert::Infallible>(Bytes::from(answer))
-            });
-            Response::new(Body::from_stream(body))
-        });
+    let think = guarded.signs_when_told(|_| true);
     for round in ["message", "state"] {
         let before = guarded.asked();
         let meanwhile = async {
@@ -520,4 +537,64 @@ async fn invites_go_out_signed() {
         other.count(&Method::PUT, "/_matrix/federation/v2/invite/"),
         1
     );
+}
+
+#[tokio::test]
+async fn what_was_said_before_a_join_that_took_long_was_said_before_it() {
+    for visibility in ["shared", "joined"] {
+        let server = TestServer::federated().await;
+        let guarded = Guarded::start_in(&server, visibility).await;
+        let is_shared = visibility == "shared";
+        let bob = server.register("bob").await;
+        let think = guarded.signs_when_told(|event| event["type"] == "m.room.member");
+        let meanwhile = async {
+            let is_join = |it: &Recorded| it.path == SIGN && it.body["type"] == "m.room.member";
+            guarded.policy.wait_for(is_join).await;
+            // The join is made on what was there before this state, and so on a branch.
+            let path = format!("/rooms/{}/state/m.room.topic/", guarded.id);
+            let topic = guarded.alice.put(&path, json!({ "topic": "t" })).await;
+            guarded.try_say("before").await.ok();
+            think.notify_one();
+            topic.ok()["event_id"].as_str().unwrap().to_owned()
+        };
+        let join = format!("/join/{}", guarded.id);
+        let (joined, topic) = tokio::join!(bob.post(&join, json!({})), meanwhile);
+        joined.ok();
+        guarded.try_say("after").await.ok();
+        let sync = bob.sync("").await;
+        let told = &sync["rooms"]["join"][&guarded.id]["timeline"]["events"];
+        let path = format!("/rooms/{}/messages?dir=b&limit=100", guarded.id);
+        let page = bob.get(&path).await.ok();
+        for (events, is_sync) in [(told, true), (&page["chunk"], false)] {
+            let events = events.as_array().unwrap().iter();
+            let messages = events.filter(|event| event["type"] == "m.room.message");
+            let mut found: Vec<_> = messages
+                .map(|it| json!([it["content"]["body"], it["unsigned"]["membership"]]))
+                .collect();
+            found.sort_unstable_by_key(Value::to_string);
+            let mut expected = vec![json!(["after", "join"])];
+            expected.extend(is_shared.then(|| json!(["before", "leave"])));
+            for (known, expected) in found.iter_mut().zip(&expected) {
+                // A sync leaves out what is not known at once.
+                if is_sync && known[1].is_null() {
+                    known[1] = expected[1].clone();
+                }
+            }
+            assert_eq!(found, expected, "{visibility} {is_sync}");
+        }
+        // What somebody said who had not seen the join was said before it too, and comes later.
+        let late = Draft {
+            prev_events: vec![topic.as_str().try_into().unwrap()],
+            depth: guarded.room.depth + 20,
+            ..guarded.room.message("late")
+        };
+        let (room, policy) = (&guarded.room, &guarded.policy);
+        let late = signed(&room.sign(policy, late), room.rules, policy, &guarded.key);
+        let (late, id) = (&[&late], late.event_id.as_str());
+        room.send(policy, &server, late).await.ok();
+        sees(&guarded.alice, &guarded.id, id).await;
+        let since = sync["next_batch"].as_str().unwrap();
+        let sync = bob.sync(&format!("since={since}")).await;
+        assert_eq!(sync.to_string().contains(id), is_shared);
+    }
 }

@@ -208,6 +208,11 @@ async fn other_requests_are_refused() {
             vec![sign(&fake, Method::POST, PATH)],
             &body,
         ),
+        (
+            "said to be for another server, but not signed so",
+            vec![right.replace(name.as_str(), "else.example")],
+            &body,
+        ),
         ("another body", vec![right.clone()], "{\"pdus\":[1]}"),
         ("no body", vec![right.clone()], ""),
         (

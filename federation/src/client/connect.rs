@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use http::{Uri, uri::Scheme};
+use http::Uri;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::{
     client::legacy::connect::{Connected, Connection},
@@ -67,12 +67,11 @@ impl Shared {
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         let name = ServerName::try_from(bare.to_owned())
             .map_err(|_| Error::Unreachable(format!("{bare} is no name of a server")))?;
-        let places = match uri.scheme() {
-            Some(scheme) if *scheme == Scheme::HTTPS => {
-                vec![(host.to_owned(), uri.port_u16().unwrap_or(443))]
-            }
-            Some(scheme) if scheme.as_str() == SERVICE_SCHEME => self.service(host).await,
-            _ => return Err(Error::Unreachable("only https is spoken here".to_owned())),
+        // Whatever else the scheme is, nothing goes out that is not encrypted.
+        let places = if uri.scheme_str() == Some(SERVICE_SCHEME) {
+            self.service(host).await
+        } else {
+            vec![(host.to_owned(), uri.port_u16().unwrap_or(443))]
         };
         let mut attempts = 0;
         let mut failure = Error::Unreachable(format!("{bare} has no address"));

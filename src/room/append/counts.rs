@@ -120,7 +120,9 @@ impl Step<'_> {
             return Ok(recent);
         }
         let room = self.room;
-        let found = storage::events::by_id(&self.app.db, room.rules, room.nid, id.as_str()).await?;
+        let found =
+            storage::events::readable_by_id(&self.app.db, room.rules, room.nid, id.as_str())
+                .await?;
         Ok(found.map(Arc::new))
     }
 

@@ -173,8 +173,9 @@ impl Search {
                     break;
                 }
             };
+            // What is no good event is looked at too.
+            left = left.saturating_sub(texts.len());
             let events = good(app, room, texts).await?;
-            left = left.saturating_sub(events.len());
             deferred.extend(keep(app, room, events).await?);
             let bytes: usize = deferred.iter().map(|pdu| pdu.json.len()).sum();
             if left == 0 || bytes > MAX_DEFERRED {
@@ -295,7 +296,7 @@ pub(super) async fn auth_chain(
         .await
 }
 
-/// Keeps single events as outliers. Only so many are asked for.
+/// Keeps single events as outliers.
 ///
 /// # Errors
 /// If the database fails.
@@ -306,8 +307,7 @@ pub(super) async fn single_events(
     from: &ServerName,
     ids: &[OwnedEventId],
 ) -> Result<HashMap<OwnedEventId, Stub>> {
-    let ids: Vec<OwnedEventId> = ids.iter().take(SINGLE_EVENTS).cloned().collect();
-    let mut answers = stream::iter(ids)
+    let mut answers = stream::iter(ids.to_vec())
         .map(|id| single_event(search, app, from, id))
         .buffer_unordered(SINGLE_AT_ONCE);
     let mut texts = Vec::new();

@@ -83,8 +83,7 @@ pub async fn keep_alone(app: &App, room: &Arc<Room>, pdu: Arc<Pdu>) -> Result<Ev
     Ok(event)
 }
 
-/// Orders events so that each comes after those that allow it. Events in a circle are left out: no honest server can make
-/// one, since an id is a hash of what it names.
+/// Orders events so that each comes after those that allow it. There are no circles: an id is a hash of what the event names.
 fn in_order(mut pdus: Vec<Arc<Pdu>>) -> Vec<Arc<Pdu>> {
     // Who answers the same event to several questions must not make it come twice.
     let mut met = HashSet::new();
@@ -129,10 +128,9 @@ async fn keep_some(
     let mut new = Vec::new();
     for pdu in pdus {
         match stubs.get(pdu.event_id.as_str()) {
-            Some(stub) if stub.room == room.nid => {
+            Some(stub) => {
                 kept.insert(pdu.event_id.clone(), *stub);
             }
-            Some(_) => {}
             None => new.push(Arc::clone(pdu)),
         }
     }
