@@ -120,7 +120,7 @@ impl App {
     /// # Errors
     /// `M_NOT_FOUND` if this server does not know it.
     pub async fn room(&self, id: &RoomId) -> Result<Arc<Room>> {
-        let room = self.rooms.by_id(&self.db, || self.log.head(), id).await?;
+        let room = self.rooms.by_id(&self.db, &self.log, id).await?;
         room.ok_or_else(|| Error::not_found(format!("there is no room {id} here")))
     }
 
@@ -129,7 +129,7 @@ impl App {
     /// # Errors
     /// `M_FORBIDDEN` if this server does not know it.
     pub async fn member_room(&self, id: &RoomId) -> Result<Arc<Room>> {
-        let room = self.rooms.by_id(&self.db, || self.log.head(), id).await?;
+        let room = self.rooms.by_id(&self.db, &self.log, id).await?;
         room.ok_or_else(|| Error::forbidden(format!("you are not in {id}")))
     }
 

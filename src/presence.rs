@@ -220,12 +220,7 @@ async fn write(app: &App, gone: &[(UserNid, LastSeen)]) -> Result<()> {
 async fn watchers(app: &App, user: UserNid) -> Result<HashSet<UserNid>> {
     let rooms = rooms(app, user).await?;
     let mut watchers = HashSet::from([user]);
-    for room in app
-        .rooms
-        .many(&app.db, || app.log.head(), &rooms)
-        .await?
-        .values()
-    {
+    for room in app.rooms.many(&app.db, &app.log, &rooms).await?.values() {
         watchers.extend(room.seen().local.keys());
     }
     Ok(watchers)

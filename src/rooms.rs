@@ -21,6 +21,7 @@ use ruma::{
 
 use crate::{
     error::{Error, Result},
+    log::Log,
     names::Key,
     storage::{
         self, Db, Event, EventNid, Pos, ReadMarker, Receipt, RoomNid, ServerInRoom, ServerNid,
@@ -440,12 +441,7 @@ impl Rooms {
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn by_id(
-        &self,
-        db: &Db,
-        head: impl Fn() -> Pos,
-        id: &RoomId,
-    ) -> Result<Option<Arc<Room>>> {
+    pub async fn by_id(&self, db: &Db, log: &Log, id: &RoomId) -> Result<Option<Arc<Room>>> {
         let known = lock(&self.by_id).get(id).and_then(Weak::upgrade);
         if let Some(room) = known {
             // Using it keeps it.
@@ -456,10 +452,15 @@ impl Rooms {
         if let Some(room) = lock(&self.by_id).get(id).and_then(Weak::upgrade) {
             return Ok(Some(room));
         }
-        let head = head();
+        let head = log.head();
         let Some(row) = storage::rooms::by_id(db, id.as_str()).await? else {
             return Ok(None);
         };
+        // A room that has just been created is in the database a moment before it is in memory.
+        log.settled().await?;
+        if let Some(room) = lock(&self.by_id).get(id).and_then(Weak::upgrade) {
+            return Ok(Some(room));
+        }
         Ok(self.load(db, head, vec![row]).await?.pop())
     }
 
@@ -470,7 +471,7 @@ impl Rooms {
     pub async fn many(
         &self,
         db: &Db,
-        head: impl Fn() -> Pos,
+        log: &Log,
         nids: &[RoomNid],
     ) -> Result<HashMap<RoomNid, Arc<Room>>> {
         let mut found = HashMap::with_capacity(nids.len());
@@ -480,8 +481,11 @@ impl Rooms {
         }
         let _one_at_a_time = self.loading.lock().await;
         let missing = self.in_memory(&missing, &mut found);
-        let head = head();
-        let rows = storage::rooms::many(db, &missing).await?;
+        let head = log.head();
+        let mut rows = storage::rooms::many(db, &missing).await?;
+        log.settled().await?;
+        self.in_memory(&missing, &mut found);
+        rows.retain(|row| !found.contains_key(&row.nid));
         for room in self.load(db, head, rows).await? {
             found.insert(room.nid, room);
         }
@@ -502,8 +506,8 @@ impl Rooms {
         missing
     }
 
-    /// Takes rooms into memory. A change to a room needs the room in memory, so while it is being loaded nothing of it
-    /// changes: what is read belongs to `head`.
+    /// Takes rooms into memory that are not there. A change to a room needs the room in memory, so while it is being loaded
+    /// nothing of it changes: what is read belongs to `head`.
     async fn load(&self, db: &Db, head: Pos, rows: Vec<RoomRow>) -> Result<Vec<Arc<Room>>> {
         let nids: Vec<RoomNid> = rows.iter().map(|row| row.nid).collect();
         let mut members: HashMap<RoomNid, Members> = HashMap::new();

@@ -83,7 +83,7 @@ async fn join(
     body: &[u8],
 ) -> Result<()> {
     let extra = extra_content(body)?;
-    let here = app.rooms.by_id(&app.db, || app.head(), id).await?;
+    let here = app.rooms.by_id(&app.db, &app.log, id).await?;
     match here.filter(|room| room.is_here()) {
         Some(room) => expect_guest_access(app, &room, requester).await?,
         None if requester.is_guest => return Err(auth::guests_may_not()),

@@ -105,7 +105,7 @@ async fn rooms(app: &App, viewer: &Viewer) -> Result<HashMap<RoomNid, Arc<Room>>
         .filter(|member| matches!(member.membership, Membership::Join | Membership::Invite))
         .map(|member| member.room)
         .collect();
-    app.rooms.many(&app.db, || app.head(), &nids).await
+    app.rooms.many(&app.db, &app.log, &nids).await
 }
 
 /// Those events that notify the viewer, newest first, by position.

@@ -224,7 +224,7 @@ impl<'a> Search<'a> {
             .filter(|member| !matches!(member.membership, Membership::Invite | Membership::Knock))
             .map(|member| member.room)
             .collect();
-        let mut rooms = app.rooms.many(&app.db, || app.head(), &nids).await?;
+        let mut rooms = app.rooms.many(&app.db, &app.log, &nids).await?;
         rooms.retain(|_, room| filter.wants_room(room));
         let keys = match &criteria.keys {
             None => vec![Key::Body, Key::Name, Key::Topic],

@@ -224,7 +224,7 @@ async fn note(app: &App, user: UserNid, view: &View) -> Result<Arc<Note>> {
 /// The servers that share a room with a user.
 async fn servers(app: &App, user: UserNid) -> Result<Vec<(OwnedServerName, ServerNid)>> {
     let rooms = presence::rooms(app, user).await?;
-    let rooms = app.rooms.many(&app.db, || app.head(), &rooms).await?;
+    let rooms = app.rooms.many(&app.db, &app.log, &rooms).await?;
     let mut met = HashSet::new();
     let mut servers = Vec::new();
     for room in rooms.values() {

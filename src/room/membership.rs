@@ -162,7 +162,7 @@ pub async fn join(
     reason: Option<String>,
     extra: CanonicalJsonObject,
 ) -> Result<()> {
-    let room = app.rooms.by_id(&app.db, || app.head(), id).await?;
+    let room = app.rooms.by_id(&app.db, &app.log, id).await?;
     let mut failure = None;
     if let Some(room) = room.as_ref().filter(|room| room.is_here()) {
         match join_here(app, room, sender, reason.clone(), extra.clone()).await {
@@ -267,7 +267,7 @@ pub async fn leave_all(app: &App, sender: &Sender) -> Result<()> {
     members.retain(|member| !matches!(member.membership, Membership::Leave | Membership::Ban));
     let nids: Vec<_> = members.iter().map(|member| member.room).collect();
     for chunk in nids.chunks(LEFT_AT_ONCE) {
-        let rooms = app.rooms.many(&app.db, || app.log.head(), chunk).await?;
+        let rooms = app.rooms.many(&app.db, &app.log, chunk).await?;
         for room in rooms.values() {
             if let Err(error) = leave(app, room, sender, None).await {
                 tracing::warn!(%error, room = %room.id, "a deactivated user stays in a room");
@@ -371,7 +371,7 @@ pub async fn knock(
     reason: Option<String>,
 ) -> Result<()> {
     let mut content = content(app, &sender.id, MembershipState::Knock).await?;
-    let room = app.rooms.by_id(&app.db, || app.head(), id).await?;
+    let room = app.rooms.by_id(&app.db, &app.log, id).await?;
     if let Some(room) = room.as_ref().filter(|room| room.is_here()) {
         change(app, room, sender, &sender.id, content, reason).await?;
         return Ok(());

@@ -107,7 +107,7 @@ pub async fn spread(app: &Arc<App>, sender: &Sender) -> Result<()> {
         if rooms.is_empty() {
             return Ok(());
         }
-        let rooms = app.rooms.many(&app.db, || app.head(), &rooms).await?;
+        let rooms = app.rooms.many(&app.db, &app.log, &rooms).await?;
         let sent: Vec<Result<()>> = stream::iter(rooms.into_values())
             .map(|room| async move {
                 let content = membership::content(app, &sender.id, MembershipState::Join).await?;

@@ -75,7 +75,7 @@ pub async fn leave_out(app: &App, user: UserNid, senders: &[UserNid], sign: i64)
     }
     let sent = receipts::sent_after_marks(&app.db, user, senders).await?;
     let nids: Vec<_> = sent.iter().map(|(room, ..)| *room).collect();
-    let rooms = app.rooms.many(&app.db, || app.head(), &nids).await?;
+    let rooms = app.rooms.many(&app.db, &app.log, &nids).await?;
     for (nid, thread, count) in sent {
         let Some(room) = rooms.get(&nid) else {
             continue;

@@ -35,7 +35,7 @@ const AUTHORISER: &str = "join_authorised_via_users_server";
 /// # Errors
 /// `M_NOT_FOUND` if this server is not in the room, `M_FORBIDDEN` if the room bars the other one.
 pub async fn room(app: &App, id: &RoomId, origin: &ServerName) -> Result<Arc<Room>> {
-    let room = app.rooms.by_id(&app.db, || app.head(), id).await?;
+    let room = app.rooms.by_id(&app.db, &app.log, id).await?;
     let room = room.filter(|room| !room.seen().local.is_empty());
     let room = room.ok_or_else(|| Error::not_found(format!("this server is not in {id}")))?;
     if server_acl::is_allowed(app, &room, origin).await? {

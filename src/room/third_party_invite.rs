@@ -209,7 +209,7 @@ pub struct Bound {
 /// # Errors
 /// Those of [`exchange`]; what the other server answers.
 pub async fn claim(app: &App, bound: Bound) -> Result<()> {
-    let room = app.rooms.by_id(&app.db, || app.head(), &bound.room).await?;
+    let room = app.rooms.by_id(&app.db, &app.log, &bound.room).await?;
     if let Some(room) = room.filter(|room| !room.seen().local.is_empty()) {
         return exchange(app, &room, &bound.inviter, bound.proof).await;
     }

@@ -74,7 +74,7 @@ fn readable(edu: &Raw<Edu>) -> Vec<PresenceUpdate> {
 
 /// The room, if it is known here and lets the server take part.
 async fn open_room(app: &App, origin: &ServerName, id: &RoomId) -> Result<Option<Arc<Room>>> {
-    let Some(room) = app.rooms.by_id(&app.db, || app.head(), id).await? else {
+    let Some(room) = app.rooms.by_id(&app.db, &app.log, id).await? else {
         return Ok(None);
     };
     let is_allowed = server_acl::is_allowed(app, &room, origin).await?;

@@ -16,12 +16,12 @@ pub fn begin(room: RoomNid, line: i64, now: i64) -> Write {
     Write::Insert(&INGEST, args![room, line, now])
 }
 
-/// The state of a room is whole.
+/// The state of a room that was written as this line is whole.
 #[must_use]
-pub fn end(room: RoomNid) -> Write {
+pub fn end(room: RoomNid, line: i64) -> Write {
     Write::Run(
-        sql!("DELETE FROM room_ingest WHERE room_nid = $1"),
-        args![room],
+        sql!("DELETE FROM room_ingest WHERE room_nid = $1 AND line = $2"),
+        args![room, line],
     )
 }
 
@@ -34,7 +34,8 @@ pub async fn all(db: &Db) -> Result<Vec<(RoomNid, i64)>> {
         .collect()
 }
 
-/// Removes a state that is not whole. What users of this server are to the room stays.
+/// Removes a state that is not whole. What users of this server are to the room stays; and of a room that is here, all but
+/// that line.
 #[must_use]
 pub fn clear(room: RoomNid, line: i64) -> [Write; 5] {
     [
@@ -44,13 +45,19 @@ pub fn clear(room: RoomNid, line: i64) -> [Write; 5] {
         ),
         Write::Run(sql!("DELETE FROM state_line WHERE line = $1"), args![line]),
         Write::Run(
-            sql!("DELETE FROM current_state WHERE room_nid = $1"),
+            sql!(
+                "DELETE FROM current_state WHERE room_nid = $1 ",
+                "AND NOT EXISTS (SELECT 1 FROM room_head WHERE room_nid = $1 AND max_depth > 0)"
+            ),
             args![room],
         ),
         Write::Run(
-            sql!("DELETE FROM membership WHERE room_nid = $1 AND NOT is_local"),
+            sql!(
+                "DELETE FROM membership WHERE room_nid = $1 AND NOT is_local ",
+                "AND NOT EXISTS (SELECT 1 FROM room_head WHERE room_nid = $1 AND max_depth > 0)"
+            ),
             args![room],
         ),
-        end(room),
+        end(room, line),
     ]
 }

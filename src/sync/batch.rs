@@ -95,7 +95,7 @@ pub(super) async fn add<'a>(
 ) -> Result<()> {
     let app = context.app;
     let nids: Vec<RoomNid> = members.iter().map(|member| member.room).collect();
-    let mut rooms = app.rooms.many(&app.db, || app.log.head(), &nids).await?;
+    let mut rooms = app.rooms.many(&app.db, &app.log, &nids).await?;
     rooms.retain(|_, room| filter::admits_whole_room(context.filter(), &room.id));
     stripped::add(context, &rooms, members, answer).await?;
 

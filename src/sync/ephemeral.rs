@@ -268,7 +268,7 @@ async fn present(context: &Context<'_>) -> Result<HashMap<UserNid, View>> {
         .filter(|member| member.membership == Membership::Join)
         .map(|member| member.room)
         .collect();
-    let rooms = app.rooms.many(&app.db, || app.log.head(), &rooms).await?;
+    let rooms = app.rooms.many(&app.db, &app.log, &rooms).await?;
     let mut near = HashSet::from([context.viewer.user]);
     let remote = app.presence.remote(&present);
     if !remote.is_empty() {

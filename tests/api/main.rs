@@ -44,6 +44,7 @@ mod hostile_invites;
 mod hostile_joins;
 mod hostile_state;
 mod hostile_transactions;
+mod joins_at_once;
 mod kills;
 mod kills_while_fetching;
 mod late_branches;

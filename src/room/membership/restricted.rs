@@ -50,7 +50,7 @@ pub(in crate::room) async fn authoriser(
         let AllowRule::RoomMembership(membership) = rule else {
             continue;
         };
-        let other = app.rooms.by_id(&app.db, || app.head(), &membership.room_id);
+        let other = app.rooms.by_id(&app.db, &app.log, &membership.room_id);
         let Some(other) = other.await?.filter(|other| other.is_here()) else {
             continue;
         };

@@ -68,7 +68,7 @@ async fn in_room(
     texts: Vec<Box<RawValue>>,
 ) -> Result<Answers> {
     let mut answers = Answers::new();
-    let Some(room) = app.rooms.by_id(&app.db, || app.head(), &id).await? else {
+    let Some(room) = app.rooms.by_id(&app.db, &app.log, &id).await? else {
         debug!(%origin, room = %id, "events of a room that is not known here");
         return Ok(answers);
     };

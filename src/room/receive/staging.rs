@@ -125,7 +125,7 @@ async fn work_on(
     origin: &OwnedServerName,
     news: &Notify,
 ) -> Result<()> {
-    let rooms = app.rooms.many(&app.db, || app.head(), &[nid]).await?;
+    let rooms = app.rooms.many(&app.db, &app.log, &[nid]).await?;
     let room = rooms.get(&nid);
     let room = room.ok_or_else(|| Error::internal("events wait in a room that is not there"))?;
     let turns = app.staging.turns_of(origin);

@@ -358,7 +358,7 @@ async fn found(
     let head = head::in_slot(app, room, &mut slot).await?;
     let mut step = Step::new(app, room, head, &names);
     adopt(&mut step, app, version, counts).await?;
-    step.change.write(ingests::end(room.nid));
+    step.change.write(ingests::end(room.nid, line));
     step.change.write(outside::forget(room.nid, sender.user));
     for id in &pdu.prev_events {
         step.change

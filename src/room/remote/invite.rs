@@ -128,10 +128,7 @@ pub async fn receive(
     }
     let signed = sign_received(&pdu, rules, app.name(), &app.signing_key)?;
     let answer = as_raw(&signed)?;
-    let known = app
-        .rooms
-        .by_id(&app.db, || app.head(), &pdu.room_id)
-        .await?;
+    let known = app.rooms.by_id(&app.db, &app.log, &pdu.room_id).await?;
     if let Some(room) = &known {
         if !server_acl::is_allowed(app, room, &invite.origin).await? {
             return Err(Error::forbidden("the room bars this server"));

@@ -29,7 +29,7 @@ pub(super) async fn room(
     version: &RoomVersionId,
     room_type: Option<String>,
 ) -> Result<Arc<Room>> {
-    if let Some(room) = app.rooms.by_id(&app.db, || app.head(), id).await? {
+    if let Some(room) = app.rooms.by_id(&app.db, &app.log, id).await? {
         if room.version == *version {
             return Ok(room);
         }
@@ -62,7 +62,8 @@ pub(super) async fn room(
         Ok(_) => Ok(new),
         // Somebody else was quicker.
         Err(AppendError::Duplicate) => {
-            let room = app.rooms.by_id(&app.db, || app.head(), id).await?;
+            app.log.settled().await?;
+            let room = app.rooms.by_id(&app.db, &app.log, id).await?;
             room.ok_or_else(|| Error::internal("a room is known and is not"))
         }
         Err(error) => Err(error.into()),
@@ -104,7 +105,7 @@ async fn of_another_version(
 /// # Errors
 /// 400 `M_UNKNOWN` if it has another version by now.
 pub(super) async fn expect_known(app: &App, room: &Arc<Room>) -> Result<()> {
-    let known = app.rooms.by_id(&app.db, || app.head(), &room.id).await?;
+    let known = app.rooms.by_id(&app.db, &app.log, &room.id).await?;
     if known.is_some_and(|known| Arc::ptr_eq(&known, room)) {
         Ok(())
     } else {

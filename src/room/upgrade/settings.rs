@@ -45,7 +45,7 @@ pub async fn bring_all(app: &App, old: &Room) -> Result<()> {
     let Some(id) = replacement(app, old).await? else {
         return Ok(());
     };
-    let Some(new) = app.rooms.by_id(&app.db, || app.head(), &id).await? else {
+    let Some(new) = app.rooms.by_id(&app.db, &app.log, &id).await? else {
         return Ok(());
     };
     if replaced(app, &new)
@@ -118,7 +118,7 @@ async fn replaced(app: &App, new: &Room) -> Result<Option<Arc<Room>>> {
         return Ok(None);
     };
     let id = create.predecessor.room_id;
-    let Some(old) = app.rooms.by_id(&app.db, || app.head(), &id).await? else {
+    let Some(old) = app.rooms.by_id(&app.db, &app.log, &id).await? else {
         return Ok(None);
     };
     let is_replaced = replacement(app, &old)
