@@ -14,6 +14,7 @@ use crate::{
     bus::Bus,
     clock::Clock,
     config::Config,
+    early_receipts::EarlyReceipts,
     error::{Error, Result},
     files::Files,
     filter::Filters,
@@ -74,6 +75,8 @@ pub struct App {
     pub presence: Presence,
     /// When devices were seen, not yet written.
     pub seen: Seen,
+    /// Receipts of other servers that wait for their events.
+    pub early_receipts: EarlyReceipts,
     /// Events of other servers that wait for what they rest on.
     pub staging: Staging,
     /// One transaction of each other server is worked on at a time.

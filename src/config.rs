@@ -19,6 +19,8 @@ use regex::Regex;
 use ruma::{OwnedServerName, RoomVersionId, owned_server_name};
 use serde::{Deserialize, Serialize};
 
+use self::values::networks;
+
 pub use self::{
     load::{CONFIG_VARIABLE, Error, load},
     values::{LogFormat, Rate, RegistrationMode, Secret, SupportContact},
@@ -280,6 +282,7 @@ impl Default for Rooms {
 pub struct Federation {
     pub enabled: bool,
     /// Addresses that the server may connect to although they are private.
+    #[serde(deserialize_with = "networks")]
     pub allow_addresses: Vec<IpNet>,
     /// A PEM file of certificate authorities to trust besides the usual ones.
     pub ca_file: Option<PathBuf>,
@@ -350,7 +353,7 @@ impl Default for Logging {
     fn default() -> Self {
         Self {
             format: LogFormat::Human,
-            filter: "info,ruma_state_res=warn".to_owned(),
+            filter: "info,ruma_state_res=error".to_owned(),
         }
     }
 }

@@ -38,6 +38,8 @@ pub enum Error {
     Bind(SocketAddr, #[source] io::Error),
     #[error("cannot use {0}: {1}")]
     Pem(String, #[source] rustls::pki_types::pem::Error),
+    #[error("there is no private key in {0}")]
+    NoKey(String),
     #[error("cannot use the certificate and key of {0}: {1}")]
     Certificate(SocketAddr, #[source] rustls::Error),
     #[error("the listener {0} has TLS, but no certificate or key")]

@@ -17,6 +17,7 @@ const FLOORS: &[&[&str]] = &[
         "bus",
         "error",
         "federation",
+        "early_receipts",
         "files",
         "filter",
         "flights",

@@ -70,13 +70,6 @@ async fn create_room(app: Arc<App>, call: Call<Request>) -> Result<Response> {
             message,
         ));
     }
-    if !app.config.federation.enabled
-        && let Some(stranger) = request.invite.iter().find(|user| !app.is_local(user))
-    {
-        return Err(Error::forbidden(format!(
-            "{stranger} is on another server, and this one does not talk to others"
-        )));
-    }
     let version = request
         .room_version
         .clone()
@@ -100,6 +93,7 @@ async fn create_room(app: Arc<App>, call: Call<Request>) -> Result<Response> {
     if defaults.invited_are_creators() {
         add_creators(&mut creation_content, requester, &request.invite);
     }
+    check_strangers(&app, &request, &creation_content)?;
     let alias = match &request.room_alias_name {
         Some(name) => Some(free_alias(&app, name).await?),
         None => None,
@@ -145,6 +139,24 @@ async fn create_room(app: Arc<App>, call: Call<Request>) -> Result<Response> {
         return Err(error);
     }
     Ok(Response::new(room.id.clone()))
+}
+
+/// Makes sure that people of other servers are invited only where they could come.
+fn check_strangers(app: &App, request: &Request, creation: &CanonicalJsonObject) -> Result<()> {
+    let Some(stranger) = request.invite.iter().find(|user| !app.is_local(user)) else {
+        return Ok(());
+    };
+    let is_closed = creation.get("m.federate") == Some(&CanonicalJsonValue::Bool(false));
+    let why = if !app.config.federation.enabled {
+        "this one does not talk to others"
+    } else if is_closed {
+        "users of other servers cannot be in this room"
+    } else {
+        return Ok(());
+    };
+    Err(Error::forbidden(format!(
+        "{stranger} is on another server, and {why}"
+    )))
 }
 
 fn preset(preset: Option<&RoomPreset>, published: bool) -> Result<Preset> {

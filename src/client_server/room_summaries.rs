@@ -44,7 +44,7 @@ async fn get_summary(app: Arc<App>, call: Call<Request>) -> Result<Response> {
         Some(room) if is_here(&room) => room,
         old => {
             via.splice(0..0, call.body.via);
-            via.extend(elsewhere::servers(&app, &room_id).await?);
+            via.extend(elsewhere::servers(&app, user, &room_id).await?);
             let told = elsewhere::summary(&app, user, &room_id, &via).await;
             match (told, old) {
                 // Better what was known here once than nothing.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use homing_federation::json::strict_json;
+use http::StatusCode;
 use ruma::{
     CanonicalJsonObject, CanonicalJsonValue, OwnedEventId, RoomAliasId, RoomId,
     api::client::{message::send_message_event, redact::redact_event, state::send_state_event},
@@ -20,11 +21,11 @@ use crate::{
     room::{
         self,
         append::{NewEvent, Sender, append},
-        head, membership, power,
+        head, membership, power, server_acl,
         upgrade::settings,
     },
     rooms::Room,
-    storage::{self, DeviceNid, aliases},
+    storage::{self, DeviceNid},
 };
 
 /// The longest transaction id, in bytes.
@@ -169,6 +170,9 @@ async fn send_state_event(
     if request.event_type == StateEventType::RoomCanonicalAlias {
         check_aliases(&app, &room, &content).await?;
     }
+    if request.event_type == StateEventType::RoomServerAcl && request.state_key.is_empty() {
+        server_acl::expect_own(&app, &content)?;
+    }
     let sender = Sender::of(&requester);
     let appended = if request.event_type == StateEventType::RoomMember {
         membership::set(&app, &room, &sender, &request.state_key, content).await?
@@ -210,10 +214,13 @@ async fn check_aliases(app: &App, room: &Room, content: &CanonicalJsonObject) ->
     for alias in named.into_iter().filter(|alias| !known.contains(alias)) {
         let alias =
             RoomAliasId::parse(alias).map_err(|_| Error::invalid_param("not a room alias"))?;
-        let found = aliases::get(&app.db, &alias).await?;
-        if found.is_none_or(|(room_id, _)| room_id != room.id.as_str()) {
-            let message = format!("{alias} does not lead to this room");
-            return Err(room::aliases::bad_alias(message));
+        match room::aliases::find(app, &alias).await {
+            Ok((found, _)) if found == room.id => {}
+            Err(error) if !error.has_status(StatusCode::NOT_FOUND) => return Err(error),
+            _ => {
+                let message = format!("{alias} does not lead to this room");
+                return Err(room::aliases::bad_alias(message));
+            }
         }
     }
     Ok(())

@@ -213,7 +213,10 @@ const BAD_FILES: &[(&str, &[&str])] = &[
         "[rooms]\ndefault_version = '13'",
         &["`rooms.default_version`"],
     ),
-    ("[federation]\nallow_addresses = ['10']", &["line 2"]),
+    (
+        "[federation]\nallow_addresses = ['10']",
+        &["line 2", "10.0.0.0/8"],
+    ),
     (
         "[sessions]\naccess_token_seconds = 0",
         &["`sessions.access_token_seconds`"],

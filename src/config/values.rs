@@ -2,8 +2,9 @@
 
 use std::fmt;
 
+use ipnet::IpNet;
 use ruma::{OwnedUserId, api::client::discovery::discover_support::ContactRole};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::Error as _};
 
 /// Who may register an account.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
@@ -75,4 +76,20 @@ impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret(…)")
     }
+}
+
+/// Reads a list of networks.
+pub(super) fn networks<'de, D>(deserializer: D) -> Result<Vec<IpNet>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+{
+    let texts = Vec::<String>::deserialize(deserializer)?;
+    let network = |text: String| {
+        text.parse().map_err(|_| {
+            D::Error::custom(format!(
+                "{text:?} is no network, which is written as in \"10.0.0.0/8\""
+            ))
+        })
+    };
+    texts.into_iter().map(network).collect()
 }

@@ -20,7 +20,10 @@ pub(super) fn server_config(listener: &Listener) -> Result<Arc<ServerConfig>, Er
         return Err(Error::NoCertificate(listener.bind));
     };
     let chain = read_chain(cert).map_err(unusable(cert))?;
-    let key = PrivateKeyDer::from_pem_file(key).map_err(unusable(key))?;
+    let key = PrivateKeyDer::from_pem_file(key).map_err(|error| match error {
+        pem::Error::NoItemsFound => Error::NoKey(key.display().to_string()),
+        error => unusable(key)(error),
+    })?;
 
     let refused = |error| Error::Certificate(listener.bind, error);
     let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))

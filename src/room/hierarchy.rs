@@ -69,7 +69,10 @@ pub struct Child {
 pub async fn walk(app: &App, user: UserNid, root: &RoomId, walk: Walk) -> Result<Vec<Node>> {
     let mut nodes = HashMap::new();
     let mut seen = HashSet::from([root.to_owned()]);
-    let mut level = vec![(root.to_owned(), elsewhere::servers(app, root).await?)];
+    let mut level = vec![(
+        root.to_owned(),
+        elsewhere::servers(app, Some(user), root).await?,
+    )];
     let mut elsewhere = Elsewhere::new(app, user, walk.fresh);
     for depth in 0..=walk.max_depth {
         let ids = level.iter().map(|(id, _)| id.clone()).collect();

@@ -2,15 +2,17 @@
 
 pub(super) mod restricted;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use ruma::{
     CanonicalJsonObject, CanonicalJsonValue, OwnedServerName, OwnedUserId, RoomId, UserId,
     events::{StateEventType, room::member::MembershipState},
 };
+use serde_json::Value;
 
 use super::{
     append::{Appended, NewEvent, Sender, append},
+    profile,
     remote::{self, Joined},
     upgrade::settings,
 };
@@ -26,7 +28,11 @@ use crate::{
 /// How many rooms a deactivated user leaves before more are read.
 const LEFT_AT_ONCE: usize = 100;
 
-/// The content of a member event: what the user says about themselves, where that is known here.
+/// How long is waited for the name of a user of another server who is invited.
+const NAME_TIME: Duration = Duration::from_secs(3);
+
+/// The content of a member event: what the user says about themselves, where that is known here. For who is invited from
+/// another server that one is asked, and if it does not answer soon, the invite has no name.
 ///
 /// # Errors
 /// If the database fails.
@@ -35,7 +41,21 @@ pub async fn content(
     user: &UserId,
     membership: MembershipState,
 ) -> Result<CanonicalJsonObject> {
+    let is_invite = membership == MembershipState::Invite;
     let mut content = bare_content(membership);
+    if is_invite && !app.is_local(user) {
+        let fields = tokio::time::timeout(NAME_TIME, profile::fields(app, user)).await;
+        for (field, value) in fields
+            .ok()
+            .and_then(Result::ok)
+            .iter()
+            .flat_map(|all| all.iter())
+        {
+            if let ("displayname" | "avatar_url", Value::String(value)) = (field.as_str(), value) {
+                content.insert(field.clone(), CanonicalJsonValue::String(value.clone()));
+            }
+        }
+    }
     if app.is_local(user)
         && let Some(nid) = app.names.find_user(&app.db, user).await?
     {

@@ -10,12 +10,13 @@ use crate::{
     app::App,
     auth::Requester,
     bus::Effect,
+    early_receipts::RemoteReceipt,
     error::{Error, Result},
     log::Change,
     preferences,
     rooms::Room,
     storage::{
-        self, Event, EventNid, Pos, Receipt, ReceiptKind, ReceiptThread, UserNid, account_data,
+        self, Event, EventNid, Pos, Receipt, ReceiptKind, ReceiptThread, account_data,
         events::flags, highlights, receipts, receipts::EVERYTHING, threads,
     },
 };
@@ -297,17 +298,41 @@ async fn add_fully_read(
     Ok(())
 }
 
-/// A receipt of a user of another server, for all to see.
-#[derive(Debug)]
-pub struct RemoteReceipt {
-    /// The reader.
-    pub user: UserNid,
-    /// Up to where.
-    pub event: OwnedEventId,
-    /// Which part of the room the receipt is about.
-    pub thread: ThreadId,
-    /// When, in milliseconds since 1970.
-    pub ts: i64,
+/// Events have come into a room: receipts about them may have come before.
+///
+/// # Errors
+/// If the database fails.
+pub async fn come(app: &App, room: &Arc<Room>, events: &[&OwnedEventId]) -> Result<()> {
+    if events.is_empty() || app.early_receipts.is_empty() {
+        return Ok(());
+    }
+    let receipts = app
+        .early_receipts
+        .take(room.nid, |event| events.contains(&event));
+    keep(app, room, &receipts).await
+}
+
+/// Takes what users of other servers have read. What is about an event that is not here waits for it.
+///
+/// # Errors
+/// If the database fails.
+pub async fn receive(app: &App, room: &Arc<Room>, receipts: &[RemoteReceipt]) -> Result<()> {
+    keep(app, room, receipts).await?;
+    let mut early = Vec::new();
+    for receipt in receipts {
+        if find(app, room, &receipt.event).await?.is_none() {
+            app.early_receipts.keep(room.nid, receipt.clone());
+            early.push(&receipt.event);
+        }
+    }
+    // One may have come just before its receipt was kept.
+    let mut late = Vec::new();
+    for event in early {
+        if find(app, room, event).await?.is_some() {
+            late.push(event);
+        }
+    }
+    come(app, room, &late).await
 }
 
 /// Keeps what users of other servers have read, all of it in one change. What names an event or thread that nobody is
@@ -315,7 +340,7 @@ pub struct RemoteReceipt {
 ///
 /// # Errors
 /// If the database fails.
-pub async fn receive(app: &App, room: &Arc<Room>, receipts: &[RemoteReceipt]) -> Result<()> {
+async fn keep(app: &App, room: &Arc<Room>, receipts: &[RemoteReceipt]) -> Result<()> {
     let mut change = Change::new();
     let mut is_empty = true;
     for said in receipts {

@@ -29,7 +29,7 @@ use super::{
         step::{Placed, Step},
     },
     branches::Derived,
-    head,
+    head, receipts,
 };
 use crate::{
     app::App,
@@ -178,6 +178,10 @@ pub async fn take(app: &App, room: &Arc<Room>, events: Vec<Received>) -> Result<
         }
     }
     elsewhere(app, room, &items, &mut fates).await?;
+    let come = pdus.iter().zip(&fates);
+    let come = come.filter(|(_, fate)| matches!(fate, Fate::Accepted));
+    let come: Vec<_> = come.map(|(pdu, _)| &pdu.event_id).collect();
+    receipts::come(app, room, &come).await?;
     Ok(fates)
 }
 

@@ -14,12 +14,10 @@ use serde::Deserialize;
 
 use crate::{
     app::App,
+    early_receipts::RemoteReceipt,
     error::Result,
     presence::{self, View},
-    room::{
-        receipts::{self, RemoteReceipt},
-        server_acl,
-    },
+    room::{receipts, server_acl},
     rooms::Room,
     storage::{Membership, UserNid, members},
     typing,

@@ -5,6 +5,8 @@ use ruma::{ServerName, serde::Raw};
 use serde_json::{Value, json};
 
 use crate::{
+    fake_room::FakeRoom,
+    fake_server::FakeServer,
     outbound::has_joined,
     server::{TestServer, User},
 };
@@ -185,4 +187,24 @@ async fn what_is_said_by_a_server_that_is_kept_out_does_not_count() {
     say(&server, ORIGIN, "m.typing", typing).await;
     let sync = alice.sync(&format!("since={since}")).await;
     assert!(ephemeral(&sync, &room, "m.typing").is_some());
+}
+
+#[tokio::test]
+async fn a_receipt_that_comes_before_its_event_waits_for_it() {
+    let (server, fake) = (TestServer::federated().await, FakeServer::start().await);
+    let alice = server.register("alice").await;
+    let id = alice.create_room(json!({ "preset": "public_chat" })).await;
+    let mut room = FakeRoom::join(&fake, &server, &id).await;
+    let late = room.sign(&fake, room.message("late"));
+    room.follow(&late);
+    let since = next(&alice).await;
+    let said = json!({ &id: { "m.read": { room.user.as_str(): {
+        "data": { "ts": 5 }, "event_ids": [late.event_id],
+    } } } });
+    say(&server, fake.name.as_str(), "m.receipt", said).await;
+    room.send(&fake, &server, &[&late]).await.ok();
+    let sync = alice.sync(&format!("since={since}")).await;
+    let said = ephemeral(&sync, &id, "m.receipt").unwrap();
+    let ts = &said[late.event_id.as_str()]["m.read"][room.user.as_str()]["ts"];
+    assert_eq!(*ts, 5);
 }

@@ -133,6 +133,27 @@ async fn a_tree_goes_on_on_other_servers() {
 }
 
 #[tokio::test]
+async fn who_is_invited_to_a_space_elsewhere_sees_what_is_in_it() {
+    let (one, two) = tokio::join!(TestServer::federated(), TestServer::federated());
+    let (alice, bob) = (one.register("alice").await, two.register("bob").await);
+    let root = room(
+        &alice,
+        "root",
+        json!({
+            "preset": "private_chat", "creation_content": { "type": "m.space" }, "invite": [bob.id],
+        }),
+    )
+    .await;
+    let child = room(&alice, "child", json!({ "preset": "public_chat" })).await;
+    add(&alice, &root, &child, json!({ "via": [one.name()] })).await;
+    let tree = tree(&bob, &root, "").await;
+    assert_eq!(tree["rooms"][0]["name"], "root", "{tree}");
+    assert_eq!(tree["rooms"][1]["name"], "child", "{tree}");
+    let path = format!("/_matrix/client/v1/room_summary/{root}");
+    assert_eq!(bob.get(&path).await.ok()["name"], "root");
+}
+
+#[tokio::test]
 async fn rooms_of_other_servers_are_summarized() {
     let (here, there) = tokio::join!(TestServer::federated(), TestServer::federated());
     let (alice, bob) = (here.register("alice").await, there.register("bob").await);

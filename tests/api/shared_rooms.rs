@@ -97,6 +97,7 @@ async fn somebody_on_another_server_is_invited_and_comes_or_not() {
         .unwrap();
     assert_eq!(own["content"]["membership"], "invite");
     assert_eq!(own["content"]["is_direct"], true);
+    assert_eq!(own["content"]["displayname"], "bob", "as their server says");
 
     bob.post(&format!("/rooms/{room}/leave"), json!({}))
         .await
@@ -293,6 +294,37 @@ async fn there_is_no_direct_chat_with_somebody_who_cannot_be_invited() {
     let filter = json!({ "room": { "include_leave": true } });
     let told = alice.get(&format!("/sync?filter={filter}")).await.ok();
     assert!(told["rooms"]["leave"].is_null(), "{told}");
+}
+
+#[tokio::test]
+async fn nobody_is_invited_to_a_new_room_that_is_closed_to_other_servers() {
+    let here = TestServer::federated().await;
+    let alice = here.register("alice").await;
+    let body = json!({
+        "invite": ["@zoe:other.example"], "creation_content": { "m.federate": false },
+    });
+    let answer = alice.post("/createRoom", body).await;
+    answer.fails(403, "M_FORBIDDEN");
+    let rooms = alice.get("/joined_rooms").await.ok();
+    assert_eq!(rooms["joined_rooms"], json!([]));
+}
+
+#[tokio::test]
+async fn a_room_may_be_named_by_an_alias_of_another_server() {
+    let (here, there) = (TestServer::federated().await, TestServer::federated().await);
+    let (alice, bob) = (here.register("alice").await, there.register("bob").await);
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    joins(&bob, &room, &here).await;
+    let alias = format!("#ours:{}", there.name());
+    let path = format!("/directory/room/{}", alias.replace('#', "%23"));
+    bob.put(&path, json!({ "room_id": room })).await.ok();
+    let path = format!("/rooms/{room}/state/m.room.canonical_alias");
+    let content = json!({ "alt_aliases": [alias] });
+    alice.put(&path, content).await.ok();
+    let content = json!({ "alias": format!("#none:{}", there.name()) });
+    alice.put(&path, content).await.fails(400, "M_BAD_ALIAS");
+    let content = json!({ "alias": "#ours:localhost:1" });
+    alice.put(&path, content).await.fails(502, "M_UNKNOWN");
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ use crate::{
     app::App,
     error::{Error, Result},
     remote::{self, Space},
-    room::summary,
+    room::{self, summary},
     storage::UserNid,
 };
 
@@ -173,13 +173,23 @@ pub async fn summary(
     }
 }
 
-/// The servers that may know of a room about which nobody has said more than its id.
+/// The servers that may know of a room about which nobody has said more than its id, but perhaps those who have invited
+/// the user to it.
 ///
 /// # Errors
 /// If the database fails.
-pub async fn servers(app: &App, room: &RoomId) -> Result<Vec<OwnedServerName>> {
+pub async fn servers(
+    app: &App,
+    user: Option<UserNid>,
+    room: &RoomId,
+) -> Result<Vec<OwnedServerName>> {
     let mut found: Vec<OwnedServerName> = match app.room(room).await {
-        Ok(room) => room.other_servers(),
+        Ok(room) => match (room.other_servers(), user) {
+            (known, Some(user)) if known.is_empty() => {
+                room::remote::told_by(app, &room, user).await?
+            }
+            (known, _) => known,
+        },
         Err(Error::Matrix { .. }) => Vec::new(),
         Err(error) => return Err(error),
     };
