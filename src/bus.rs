@@ -23,8 +23,9 @@ use crate::{
     outgoing::{News, Outgoing},
     rooms::{Room, Rooms},
     storage::{
-        self, Db, Event, Member, Membership, Pos, Position, ReadMarker, Receipt, ReceiptKind,
-        RoomNid, ServerNid, UserNid, events::flags, highlights::Highlight, rooms::HeadRow,
+        self, Db, DeviceNid, Event, Member, Membership, Pos, Position, ReadMarker, Receipt,
+        ReceiptKind, RoomNid, ServerNid, UserNid, events::flags, highlights::Highlight,
+        rooms::HeadRow, to_device::Inbox,
     },
 };
 pub use feed::{Feed, FeedState};
@@ -137,6 +138,22 @@ pub enum Effect {
         user: UserNid,
         /// The position of the change.
         at: Position,
+    },
+    /// A message has come for a device.
+    ToDevice {
+        /// Whose device it is.
+        user: UserNid,
+        /// The device.
+        device: DeviceNid,
+        /// The position of the message.
+        at: Position,
+    },
+    /// Messages wait for devices on another server.
+    ToServer {
+        /// The server.
+        name: OwnedServerName,
+        /// The same.
+        server: ServerNid,
     },
 }
 
@@ -490,6 +507,15 @@ impl Bus {
             }
             Effect::Own { user, at } => {
                 self.one(user, told, |feed| feed.own_changed(at.after(first)));
+            }
+            Effect::ToDevice { user, device, at } => {
+                let (first, last) = (at.after(first), at.after(first));
+                self.one(user, told, |feed| {
+                    feed.add_messages(device, Inbox { first, last });
+                });
+            }
+            Effect::ToServer { name, server } => {
+                self.outgoing.tell(News::Messages { name, server });
             }
         }
     }

@@ -33,6 +33,7 @@ mod sync;
 mod tags;
 mod third_party;
 mod third_party_identifiers;
+mod to_device;
 mod typing;
 mod user_directory;
 
@@ -75,6 +76,7 @@ pub fn routes() -> Routes {
         .merge(tags::routes())
         .merge(third_party::routes())
         .merge(third_party_identifiers::routes())
+        .merge(to_device::routes())
         .merge(typing::routes())
         .merge(user_directory::routes())
 }

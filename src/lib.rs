@@ -44,6 +44,7 @@ pub mod staging;
 pub mod storage;
 pub mod sync;
 pub mod telemetry;
+pub mod to_device;
 pub mod token;
 pub mod turns;
 pub mod typing;

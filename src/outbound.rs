@@ -7,6 +7,7 @@
 
 mod catch_up;
 mod destination;
+mod durable;
 mod edus;
 mod presence;
 mod sender;

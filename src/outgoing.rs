@@ -67,6 +67,13 @@ pub enum News {
         /// The same.
         server: ServerNid,
     },
+    /// Messages wait in the database for devices on another server.
+    Messages {
+        /// The server.
+        name: OwnedServerName,
+        /// The same.
+        server: ServerNid,
+    },
     /// A server was heard from that could not be reached, or of which nobody has heard for long.
     Heard(OwnedServerName),
 }

@@ -16,6 +16,7 @@ mod state;
 mod stripped;
 mod summary;
 mod timeline;
+mod to_device;
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
@@ -25,6 +26,7 @@ use tokio::time::Instant;
 use crate::{
     app::App,
     auth::Requester,
+    bus::Feed,
     error::{Error, Result},
     filter::Filter,
     room::visibility::Viewer,
@@ -74,6 +76,8 @@ struct Since {
     pos: Pos,
     /// The count of what only memory knows; 0 if it was counted before the server was started again.
     ephemeral: u64,
+    /// The last message that the device was given, if it was not given all up to `pos`.
+    to_device: Option<Pos>,
 }
 
 /// What belongs to one sync.
@@ -111,10 +115,11 @@ pub async fn sync(app: &App, requester: &Requester, request: &Request) -> Result
         // From here on no news is missed.
         news.as_mut().enable();
         let over = Instant::now() >= deadline || app.shutdown.is_cancelled();
-        if at_once || over || since.is_none_or(|since| plan::has_news(app, &feed, since)) {
+        let device = requester.device;
+        if at_once || over || since.is_none_or(|since| plan::has_news(app, &feed, device, since)) {
             let viewer = Viewer::of(app, requester).await?;
             let plan = Plan::make(app, request, &feed, since).await?;
-            let answer = answer(app, requester, request, &viewer, since, plan).await?;
+            let answer = answer(app, requester, request, (&viewer, &feed), since, plan).await?;
             if at_once || over || !answer.0.is_empty() {
                 return Ok(answer.0);
             }
@@ -137,6 +142,7 @@ async fn read_since(app: &App, token: Token) -> Result<Since> {
         pos,
         ephemeral,
         run,
+        to_device,
     } = token
     else {
         return Err(Error::invalid_param("since is no token of a sync"));
@@ -148,6 +154,7 @@ async fn read_since(app: &App, token: Token) -> Result<Since> {
     Ok(Since {
         pos: pos.min(*app.bus.settled()),
         ephemeral: if run == app.bus.run() { ephemeral } else { 0 },
+        to_device,
     })
 }
 
@@ -156,7 +163,7 @@ async fn answer(
     app: &App,
     requester: &Requester,
     request: &Request,
-    viewer: &Viewer,
+    (viewer, feed): (&Viewer, &Feed),
     since: Option<Since>,
     mut plan: Plan,
 ) -> Result<(Answer, Since)> {
@@ -202,9 +209,12 @@ async fn answer(
     answer
         .device_one_time_keys_count
         .insert("signed_curve25519", 0);
+    let (messages, to_device) = to_device::take(&context, feed, since).await?;
+    answer.to_device.events = messages;
     let next = Since {
         pos: plan.upto,
         ephemeral: plan.ephemeral,
+        to_device,
     };
     answer.next_batch = token(app, next).to_string();
     Ok((answer, next))
@@ -220,6 +230,7 @@ fn token(app: &App, since: Since) -> Token {
         pos: since.pos,
         ephemeral: since.ephemeral,
         run: app.bus.run(),
+        to_device: since.to_device,
     }
 }
 

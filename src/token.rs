@@ -10,7 +10,8 @@ use crate::{
 /// A place between two things that a client may be told of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Token {
-    /// `s<pos>_<ephemeral>_<run>`: up to where a sync has come.
+    /// `s<pos>_<ephemeral>_<run>`: up to where a sync has come; `s<pos>_<ephemeral>_<run>_<to_device>` if there were more
+    /// messages for the device than one answer has.
     Sync {
         /// The position in the log.
         pos: Pos,
@@ -18,6 +19,8 @@ pub enum Token {
         ephemeral: u64,
         /// The run of the server that the count belongs to.
         run: u64,
+        /// The position of the last message that the device was given, if it was not given all up to `pos`.
+        to_device: Option<Pos>,
     },
     /// `t<depth>_<ord>`: a place in the history of a room, just after an event with this key; `t<depth>_<ord>_<pos>` on the
     /// way back from a token of one of the other kinds: what came after its position is left out.
@@ -71,7 +74,11 @@ impl fmt::Display for Token {
                 pos,
                 ephemeral,
                 run,
-            } => write!(formatter, "s{pos}_{ephemeral}_{run}"),
+                to_device,
+            } => {
+                write!(formatter, "s{pos}_{ephemeral}_{run}")?;
+                to_device.map_or(Ok(()), |pos| write!(formatter, "_{pos}"))
+            }
             Self::History { depth, ord, upto } => {
                 write!(formatter, "t{depth}_{ord}")?;
                 upto.map_or(Ok(()), |pos| write!(formatter, "_{pos}"))
@@ -95,14 +102,15 @@ impl FromStr for Token {
 
 fn parse(text: &str) -> Option<Token> {
     if let Some(rest) = text.strip_prefix('s') {
-        let mut parts = rest.splitn(3, '_');
-        let pos = parts.next()?.parse().ok().filter(|pos| *pos >= 0)?;
-        let ephemeral = parts.next()?.parse().ok()?;
-        let run = parts.next()?.parse().ok()?;
+        let mut parts = rest.splitn(4, '_');
         return Some(Token::Sync {
-            pos,
-            ephemeral,
-            run,
+            pos: parts.next()?.parse().ok().filter(|pos| *pos >= 0)?,
+            ephemeral: parts.next()?.parse().ok()?,
+            run: parts.next()?.parse().ok()?,
+            to_device: match parts.next() {
+                Some(pos) => Some(pos.parse().ok().filter(|pos| *pos >= 0)?),
+                None => None,
+            },
         });
     }
     if let Some(rest) = text.strip_prefix('b') {
@@ -135,6 +143,13 @@ mod tests {
                 pos: 17,
                 ephemeral: 4,
                 run: u64::MAX,
+                to_device: None,
+            },
+            Token::Sync {
+                pos: 17,
+                ephemeral: 4,
+                run: 1,
+                to_device: Some(9),
             },
             Token::History {
                 depth: 9,
@@ -165,7 +180,8 @@ mod tests {
             "t",
             "s1",
             "s1_2",
-            "s1_2_3_4",
+            "s1_2_3_4_5",
+            "s1_2_3_-4",
             "s-1_2_3",
             "s01_2_3",
             "s+1_2_3",

@@ -9,6 +9,8 @@ const COMMITS_KEPT: i64 = 3_600_000;
 /// How often it is done, and how often what takes longer.
 const EVERY: Duration = Duration::from_mins(1);
 const SELDOM: usize = 60;
+/// How long it is known which messages for devices came and were sent, in milliseconds.
+const MESSAGES_KNOWN: i64 = 7 * 24 * 3_600_000;
 
 /// Runs until the server goes down. What fails is logged, and tried again the next time.
 pub async fn run(app: Arc<App>) {
@@ -37,6 +39,15 @@ pub async fn run(app: Arc<App>) {
             && let Err(error) = server_keys::forget_strangers(&app).await
         {
             tracing::error!(%error, "cannot forget the keys of strangers");
+        }
+        if count % SELDOM == 0 {
+            let mut change = Change::new();
+            for write in storage::to_device::prune(app.clock.now() - MESSAGES_KNOWN) {
+                change.write(write);
+            }
+            if let Err(error) = app.log.append(change).await {
+                tracing::error!(%error, "cannot forget which messages came and were sent");
+            }
         }
         let before = std::mem::replace(&mut head, app.log.head());
         if let Err(error) = app.db.tend(head == before).await {

@@ -30,6 +30,7 @@ const FLOORS: &[&[&str]] = &[
         "password",
         "preferences",
         "presence",
+        "to_device",
         "rate_limit",
         "remote",
         "rooms",

@@ -1,7 +1,7 @@
 //! What is new for one user.
 
 use std::{
-    collections::{BTreeMap, HashMap, btree_map::Entry},
+    collections::{BTreeMap, HashMap, btree_map, hash_map},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -11,8 +11,9 @@ use tokio::sync::{Notify, OnceCell, Semaphore};
 use crate::{
     error::Result,
     storage::{
-        self, Db, Member, Membership, Pos, ReadMarker, RoomNid, UserNid,
+        self, Db, DeviceNid, Member, Membership, Pos, ReadMarker, RoomNid, UserNid,
         highlights::{self, Highlight},
+        to_device::Inbox,
     },
 };
 
@@ -56,6 +57,8 @@ pub struct FeedState {
     pub markers: HashMap<(RoomNid, i64), ReadMarker>,
     /// Where the user's counts differ from most people's, by room and position.
     pub highlights: HashMap<RoomNid, BTreeMap<Pos, Highlight>>,
+    /// What waits for the user's devices.
+    inboxes: HashMap<DeviceNid, Inbox>,
     used: Instant,
     /// Something was told and the user is about to be woken.
     told: bool,
@@ -78,6 +81,7 @@ impl Feed {
                 presence: HashMap::new(),
                 markers: HashMap::new(),
                 highlights: HashMap::new(),
+                inboxes: HashMap::new(),
                 used: Instant::now(),
                 told: false,
             }),
@@ -100,6 +104,7 @@ impl Feed {
                 let members = storage::members::of_user(db, self.user).await?;
                 let markers = storage::receipts::markers(db, self.user).await?;
                 let highlights = highlights::of_user(db, self.user).await?;
+                let inboxes = storage::to_device::inboxes(db, self.user).await?;
                 let mut state = self.state();
                 for member in members {
                     let known = state.memberships.get(&member.room).map(|known| known.pos);
@@ -112,6 +117,9 @@ impl Feed {
                 }
                 for highlight in highlights {
                     state.highlighted(&highlight);
+                }
+                for (device, inbox) in inboxes {
+                    state.add_messages(device, inbox);
                 }
                 Ok(())
             })
@@ -215,11 +223,42 @@ impl FeedState {
 
     pub(super) fn redacted(&mut self, room: RoomNid, pos: Pos) {
         if let Some(of_room) = self.highlights.get_mut(&room)
-            && let Entry::Occupied(redacted) = of_room.entry(pos)
+            && let btree_map::Entry::Occupied(redacted) = of_room.entry(pos)
             && redacted.get().flags & highlights::SILENT == 0
         {
             redacted.remove();
         }
+    }
+
+    /// Whether there is a message for a device after `since`.
+    #[must_use]
+    pub fn has_message(&self, device: DeviceNid, since: Pos) -> bool {
+        self.inboxes
+            .get(&device)
+            .is_some_and(|inbox| inbox.last > since)
+    }
+
+    /// What waits for a device, if anything does.
+    #[must_use]
+    pub fn inbox(&self, device: DeviceNid) -> Option<Inbox> {
+        self.inboxes.get(&device).copied()
+    }
+
+    /// The messages for a device up to `upto` were removed.
+    pub fn messages_removed(&mut self, device: DeviceNid, upto: Pos) {
+        if let hash_map::Entry::Occupied(mut inbox) = self.inboxes.entry(device) {
+            if inbox.get().last <= upto {
+                inbox.remove();
+            } else {
+                inbox.get_mut().first = upto + 1;
+            }
+        }
+    }
+
+    pub(super) fn add_messages(&mut self, device: DeviceNid, added: Inbox) {
+        let inbox = self.inboxes.entry(device).or_insert(added);
+        inbox.first = inbox.first.min(added.first);
+        inbox.last = inbox.last.max(added.last);
     }
 
     pub(super) fn own_changed(&mut self, pos: Pos) {

@@ -83,6 +83,19 @@ async fn redact_event(
     Ok(redact_event::v3::Response::new(event_id))
 }
 
+/// Makes sure that a transaction id can be kept.
+///
+/// # Errors
+/// `M_INVALID_PARAM` if it is empty or too long.
+pub(super) fn check_txn_id(txn_id: &str) -> Result<()> {
+    if txn_id.is_empty() || txn_id.len() > MAX_TXN_ID || txn_id.contains('\0') {
+        return Err(Error::invalid_param(
+            "the transaction id is empty or too long",
+        ));
+    }
+    Ok(())
+}
+
 /// Sends an event, unless the same device has sent it under the same transaction id already: then that one counts.
 async fn send_once(
     app: &Arc<App>,
@@ -91,11 +104,7 @@ async fn send_once(
     txn_id: &str,
     event: NewEvent,
 ) -> Result<OwnedEventId> {
-    if txn_id.is_empty() || txn_id.len() > MAX_TXN_ID || txn_id.contains('\0') {
-        return Err(Error::invalid_param(
-            "the transaction id is empty or too long",
-        ));
-    }
+    check_txn_id(txn_id)?;
     let room = app.member_room(room_id).await?;
     let event_type: Arc<str> = event.event_type.as_str().into();
     let txn = (

@@ -6,6 +6,7 @@ use homing_federation::backoff;
 use ruma::OwnedServerName;
 
 use super::{
+    durable::Durable,
     edus::{Edus, Note},
     transaction::{Pdu, Transaction},
 };
@@ -37,6 +38,10 @@ pub(super) struct Destination {
     queue: VecDeque<Arc<Pdu>>,
     behind: Option<Behind>,
     edus: Edus,
+    /// Whether EDUs that must not be lost may wait in the database.
+    has_durable: bool,
+    /// The first of them, to be sent next.
+    durable: Durable,
     /// A transaction that was not taken, to be sent again.
     unsent: Option<Transaction>,
     /// Something is being read or sent.
@@ -67,6 +72,8 @@ pub(super) enum Next {
     Wait(i64),
     /// To read the rooms with something newer than `after`, and of them the latest events that are newer than `from`.
     Read { after: Pos, from: Pos },
+    /// To read what waits beside events.
+    ReadDurable,
     /// To send this.
     Send(Transaction),
 }
@@ -93,6 +100,8 @@ impl Destination {
             queue: VecDeque::new(),
             behind: None,
             edus: Edus::default(),
+            has_durable: false,
+            durable: Durable::default(),
             unsent: None,
             is_busy: false,
             quiet_until: 0,
@@ -129,6 +138,8 @@ impl Destination {
             && self.behind.is_none()
             && self.unsent.is_none()
             && self.edus.is_empty()
+            && !self.has_durable
+            && self.durable.is_empty()
     }
 
     /// An event is for the server.
@@ -148,6 +159,18 @@ impl Destination {
         if !self.is_failing() {
             self.edus.add(note);
         }
+    }
+
+    /// Something that must not be lost waits for the server in the database.
+    pub(super) fn add_durable(&mut self) {
+        self.has_durable = true;
+    }
+
+    /// What waited there was read.
+    pub(super) fn durable_read(&mut self, durable: Durable) {
+        self.is_busy = false;
+        self.has_durable |= durable.has_more;
+        self.durable = durable;
     }
 
     /// Lets memory go; what is not sent is read from the database.
@@ -174,28 +197,37 @@ impl Destination {
         }
         let next = if let Some(unsent) = self.unsent.take() {
             Next::Send(unsent)
+        } else if self.has_durable && self.durable.is_empty() {
+            self.has_durable = false;
+            Next::ReadDurable
         } else if let Some(behind) = self.behind {
             Next::Read {
                 after: self.row.last_ok_pos,
                 from: behind.from,
             }
         } else if self.queue.is_empty() {
-            if self.edus.is_empty() {
-                return Next::Nothing;
-            }
-            if self.quiet_until > now {
-                return Next::Wait(self.quiet_until);
+            if self.durable.is_empty() {
+                if self.edus.is_empty() {
+                    return Next::Nothing;
+                }
+                if self.quiet_until > now {
+                    return Next::Wait(self.quiet_until);
+                }
             }
             self.quiet_until = now + QUIET;
-            Next::Send(Transaction::new(Vec::new(), self.edus.take(), 0, false))
+            Next::Send(Transaction::new(Vec::new(), self.take_edus(), 0, false))
         } else {
             let pdus: Vec<_> = self.queue.drain(..self.fitting()).collect();
             let upto = pdus.last().map_or(0, |pdu| pdu.pos);
-            Next::Send(Transaction::new(pdus, self.edus.take(), upto, true))
+            Next::Send(Transaction::new(pdus, self.take_edus(), upto, true))
         };
         self.is_busy = true;
         self.used = now;
         next
+    }
+
+    fn take_edus(&mut self) -> (Durable, Vec<String>) {
+        (std::mem::take(&mut self.durable), self.edus.take())
     }
 
     /// How many of the events that wait go into one transaction.
@@ -213,7 +245,7 @@ impl Destination {
     pub(super) fn read(&mut self, pdus: Vec<Arc<Pdu>>, upto: Option<Pos>) -> Option<Transaction> {
         match upto {
             Some(upto) if !pdus.is_empty() => {
-                return Some(Transaction::new(pdus, self.edus.take(), upto, false));
+                return Some(Transaction::new(pdus, self.take_edus(), upto, false));
             }
             Some(upto) => self.has_come_to(upto),
             None => match &mut self.behind {
@@ -232,6 +264,7 @@ impl Destination {
     /// What was not sent could not be read, or what was being sent is lost.
     pub(super) fn start_anew(&mut self, now: i64) {
         self.is_busy = false;
+        self.has_durable = true;
         self.fall_behind();
         self.row.next_try = Some(now + PAUSE);
     }
@@ -272,11 +305,11 @@ impl Destination {
         let wait = i64::try_from(wait.as_millis()).unwrap_or(i64::MAX / 2);
         self.row.next_try = Some(now + wait);
         self.edus = Edus::default();
-        if transaction.pdus.is_empty() {
-            return;
-        }
-        if wait > KEEP {
-            self.fall_behind();
+        if transaction.pdus.is_empty() || wait > KEEP {
+            self.has_durable |= !transaction.durable.is_empty();
+            if !transaction.pdus.is_empty() {
+                self.fall_behind();
+            }
             return;
         }
         transaction.drop_edus();
@@ -482,6 +515,32 @@ mod tests {
         assert!(!again.pdus.is_empty() && !again.has_edus());
         one.sent(&again, 30_003);
         assert_eq!(one.next(30_003), Next::Nothing);
+    }
+
+    #[test]
+    fn what_must_not_be_lost_is_read_and_sent_until_it_is_taken() {
+        let mut one = destination(0, false);
+        one.add_durable();
+        assert_eq!(one.next(0), Next::ReadDurable);
+        one.durable_read(Durable::new(&["{}"], 7, true));
+        let alone = sending(&mut one, 0);
+        assert_eq!(alone.durable.edus, ["{}"]);
+        one.failed(alone, 0, 0.0);
+        assert!(!one.is_idle());
+        assert_eq!(one.next(30_000), Next::ReadDurable);
+        one.durable_read(Durable::new(&["{}"], 7, true));
+        add(&mut one, [1]);
+        let both = sending(&mut one, 30_000);
+        assert_eq!((both.pdus.len(), both.durable.edus.len()), (1, 1));
+        one.failed(both, 30_000, 0.0);
+        let again = sending(&mut one, 90_000);
+        assert_eq!((again.pdus.len(), again.durable.edus.len()), (1, 1));
+        one.sent(&again, 90_000);
+        assert_eq!(one.next(90_000), Next::ReadDurable, "there was more");
+        one.durable_read(Durable::default());
+        assert_eq!(one.next(90_000), Next::Nothing);
+        one.is_unsaved = false;
+        assert!(one.is_idle());
     }
 
     #[test]

@@ -13,8 +13,8 @@ use crate::storage::{ReceiptThread, RoomNid, UserNid};
 
 /// The most that waits for a destination; what comes later is dropped.
 const MOST: usize = 1000;
-/// How many of the hundred EDUs of a transaction may be of each kind.
-const TYPING_EDUS: usize = 80;
+/// How many of the hundred EDUs of a transaction may be of each kind; the others are for what is kept.
+const TYPING_EDUS: usize = 30;
 const RECEIPT_EDUS: usize = 10;
 const PRESENCE_EDUS: usize = 10;
 /// How many users are in one presence EDU.

@@ -16,6 +16,7 @@ use tokio::{
 use super::{
     catch_up,
     destination::{Destination, Next},
+    durable::{self, Durable},
     edus::{self, Note, Said},
     presence::{self, Addressed},
     transaction::{Pdu, Transaction, is_made_by},
@@ -29,6 +30,7 @@ use crate::{
     storage::{
         Event, Pos, Receipt, ReceiptThread, ServerNid, UserNid,
         destinations::{self, DestinationRow},
+        to_device,
     },
     telemetry::Queue,
 };
@@ -62,6 +64,7 @@ const DATABASE_PAUSE: Duration = Duration::from_secs(5);
 enum Done {
     Sent(Transaction, std::result::Result<(), client::Error>),
     Read(Result<(Vec<Arc<Pdu>>, Option<Pos>)>),
+    ReadDurable(Result<Durable>),
 }
 
 /// The task's own.
@@ -166,17 +169,19 @@ impl Sender {
 
     /// Finds the destinations that the last runs have left behind.
     async fn load(&mut self) {
-        let (behind, failing) = loop {
+        let (behind, failing, waiting) = loop {
             let read = async {
                 let db = &self.app.db;
                 let alive = destinations::alive(db).await?;
                 let behind = destinations::behind(db).await?;
-                Ok::<_, Error>((alive, behind, destinations::failing(db).await?))
+                let failing = destinations::failing(db).await?;
+                let waiting = to_device::servers_waiting(db).await?;
+                Ok::<_, Error>((alive, behind, failing, waiting))
             };
             match read.await {
-                Ok((alive, behind, failing)) => {
+                Ok((alive, behind, failing, waiting)) => {
                     self.alive.extend(alive);
-                    break (behind, failing);
+                    break (behind, failing, waiting);
                 }
                 Err(error) => {
                     tracing::error!(%error, "cannot read what other servers are to be sent");
@@ -198,6 +203,11 @@ impl Sender {
                 self.app.bus.outgoing.failing().insert(name);
             }
             self.touched.insert(server);
+        }
+        for (server, name) in waiting {
+            if let Ok(name) = OwnedServerName::try_from(name) {
+                self.destination(&name, server).add_durable();
+            }
         }
     }
 
@@ -224,6 +234,10 @@ impl Sender {
             News::Presence(_) | News::Joined { .. } | News::Came { .. } => {
                 // At the end of the server nobody takes it any more.
                 drop(self.presence.send(news));
+                return;
+            }
+            News::Messages { name, server } => {
+                self.destination(&name, server).add_durable();
                 return;
             }
             News::Heard(name) => return self.heard(&name),
@@ -332,6 +346,7 @@ impl Sender {
                     self.due.insert((at, server));
                 }
                 Next::Read { after, from } => self.read(server, after, from),
+                Next::ReadDurable => self.read_durable(server),
                 Next::Send(transaction) => self.send(server, transaction),
             }
         }
@@ -346,6 +361,15 @@ impl Sender {
         let read = async move {
             let _turn = reads.acquire().await;
             Done::Read(catch_up::read(&app, server, &name, after, from).await)
+        };
+        self.working.insert(self.work.spawn(read).id(), server);
+    }
+
+    fn read_durable(&mut self, server: ServerNid) {
+        let (app, reads) = (Arc::clone(&self.app), Arc::clone(&self.reads));
+        let read = async move {
+            let _turn = reads.acquire().await;
+            Done::ReadDurable(durable::read(&app, server).await)
         };
         self.working.insert(self.work.spawn(read).id(), server);
     }
@@ -378,6 +402,12 @@ impl Sender {
             };
             let sent = transaction.send(&app, &name, || format!("{run}-{count}"));
             let result = sent.await;
+            if result.is_ok()
+                && !transaction.durable.is_empty()
+                && let Err(error) = durable::taken(&app, server, &transaction.durable).await
+            {
+                tracing::warn!(%error, "another server is to be told once more what it was told");
+            }
             Done::Sent(transaction, result)
         };
         self.working.insert(self.work.spawn(send).id(), server);
@@ -407,7 +437,8 @@ impl Sender {
                     self.send(server, transaction);
                 }
             }
-            Ok((_, Done::Read(Err(error)))) => {
+            Ok((_, Done::ReadDurable(Ok(durable)))) => destination.durable_read(durable),
+            Ok((_, Done::Read(Err(error)) | Done::ReadDurable(Err(error)))) => {
                 tracing::warn!(%error, "cannot read what another server is to be sent");
                 destination.start_anew(now);
             }

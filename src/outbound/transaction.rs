@@ -8,6 +8,7 @@ use http::Method;
 use ruma::{OwnedEventId, ServerName};
 use serde::Deserialize;
 
+use super::durable::Durable;
 use crate::{app::App, storage::Pos};
 
 /// How long the other server may take to answer: some work through a transaction before they do.
@@ -38,6 +39,8 @@ pub(super) struct Transaction {
     pub(super) pdus: Vec<Arc<Pdu>>,
     /// What else, each as canonical JSON.
     edus: Vec<String>,
+    /// EDUs that must not be lost.
+    pub(super) durable: Durable,
     /// When the destination has taken it, it has come to here; 0 if it is where it was.
     pub(super) upto: Pos,
     /// Whether nothing was left out before that.
@@ -47,10 +50,16 @@ pub(super) struct Transaction {
 }
 
 impl Transaction {
-    pub(super) fn new(pdus: Vec<Arc<Pdu>>, edus: Vec<String>, upto: Pos, is_whole: bool) -> Self {
+    pub(super) fn new(
+        pdus: Vec<Arc<Pdu>>,
+        (durable, edus): (Durable, Vec<String>),
+        upto: Pos,
+        is_whole: bool,
+    ) -> Self {
         Self {
             pdus,
             edus,
+            durable,
             upto,
             is_whole,
             sent: None,
@@ -100,12 +109,13 @@ impl Transaction {
     /// The body, as canonical JSON.
     fn body(&self, origin: &ServerName, now: i64) -> Bytes {
         let pdus = self.pdus.iter().map(|pdu| pdu.json.len() + 1);
-        let edus = self.edus.iter().map(|edu| edu.len() + 1);
-        let mut body = String::with_capacity(pdus.chain(edus).sum::<usize>() + 256);
+        let edus = || self.durable.edus.iter().chain(&self.edus);
+        let edus_bytes = edus().map(|edu| edu.len() + 1);
+        let mut body = String::with_capacity(pdus.chain(edus_bytes).sum::<usize>() + 256);
         body.push('{');
-        if !self.edus.is_empty() {
+        if edus().next().is_some() {
             body.push_str("\"edus\":[");
-            push_list(&mut body, self.edus.iter().map(String::as_str));
+            push_list(&mut body, edus().map(String::as_str));
             body.push_str("],");
         }
         // A server name needs no escapes.
@@ -181,7 +191,7 @@ mod tests {
         for (pdus, edus, expected) in table {
             let pdus = pdus.into_iter().map(pdu).collect();
             let edus = edus.into_iter().map(ToOwned::to_owned).collect();
-            let transaction = Transaction::new(pdus, edus, 1, true);
+            let transaction = Transaction::new(pdus, (Durable::default(), edus), 1, true);
             let body = transaction.body(server_name!("a.b:1"), 7);
             assert_eq!(&*body, expected.as_bytes());
             let canonical: ruma::CanonicalJsonValue = serde_json::from_slice(&body).unwrap();

@@ -1,11 +1,12 @@
-//! What other servers say that is not kept: typing, receipts and presence ("EDUs").
+//! What other servers say beside events: typing, receipts, presence, and messages for devices ("EDUs").
 
 use std::{sync::Arc, time::Duration};
 
+use http::StatusCode;
 use ruma::{
     RoomId, ServerName, UserId,
     api::federation::transactions::edu::{
-        Edu, PresenceUpdate, ReceiptContent, ReceiptMap, TypingContent,
+        DirectDeviceContent, Edu, PresenceUpdate, ReceiptContent, ReceiptMap, TypingContent,
     },
     presence::PresenceState,
     serde::Raw,
@@ -16,10 +17,12 @@ use crate::{
     app::App,
     early_receipts::RemoteReceipt,
     error::Result,
+    log::{AppendError, Change},
     presence::{self, View},
     room::{receipts, server_acl},
     rooms::Room,
-    storage::{Membership, UserNid, members},
+    storage::{self, Membership, UserNid, members},
+    to_device::{self, Messages},
     typing,
 };
 
@@ -29,16 +32,25 @@ const TYPING: Duration = Duration::from_secs(30);
 const STATUS_BYTES: usize = 1024;
 /// The most users whose receipts and presence are read from one transaction: each costs a look into the database.
 const USERS: usize = 1000;
+/// The longest id of a message for devices, in bytes.
+const MESSAGE_ID: usize = 255;
 
 /// Does what the EDUs of a transaction from `origin` say, as far as it is `origin`'s to say. What is not understood is
-/// passed over, and what fails fails alone.
-pub async fn receive(app: &Arc<App>, origin: &ServerName, edus: &[Raw<Edu>]) {
+/// passed over.
+///
+/// # Errors
+/// If what must not be lost could not be kept: it has to be sent again. What else fails fails alone.
+pub async fn receive(app: &Arc<App>, origin: &ServerName, edus: &[Raw<Edu>]) -> Result<()> {
     let mut left = USERS;
     for edu in edus {
         let done = match edu.deserialize() {
             Ok(Edu::Typing(content)) => typing(app, origin, &content).await,
             Ok(Edu::Receipt(content)) => receipts(app, origin, content, &mut left).await,
             Ok(Edu::Presence(content)) => presence(app, origin, content.push, &mut left).await,
+            Ok(Edu::DirectToDevice(content)) => {
+                to_device(app, origin, &content).await?;
+                Ok(())
+            }
             Ok(_) => Ok(()),
             Err(error) => {
                 tracing::debug!(server = %origin, %error, "an EDU cannot be read");
@@ -49,6 +61,7 @@ pub async fn receive(app: &Arc<App>, origin: &ServerName, edus: &[Raw<Edu>]) {
             tracing::warn!(server = %origin, %error, "what another server said could not be kept");
         }
     }
+    Ok(())
 }
 
 /// What can be read of an `m.presence` that cannot be read as a whole: one user's part costs the others nothing.
@@ -155,6 +168,35 @@ async fn receipts(
         receipts::receive(app, &room, &receipts).await?;
     }
     Ok(())
+}
+
+/// `m.direct_to_device`. What has come before is not taken again.
+async fn to_device(app: &App, origin: &ServerName, content: &DirectDeviceContent) -> Result<()> {
+    let event_type = content.ev_type.to_string();
+    let messages = Messages {
+        sender: &content.sender,
+        event_type: &event_type,
+        contents: &content.messages,
+    };
+    let message_id = content.message_id.as_str();
+    if content.sender.server_name() != origin
+        || message_id.len() > MESSAGE_ID
+        || messages.check().is_err()
+    {
+        return Ok(());
+    }
+    let mut change = Change::new();
+    let server = app.names.server(&app.db, &app.log, origin).await?;
+    let now = app.clock.now();
+    change.write(storage::to_device::came(server, message_id, now));
+    match to_device::to_local(app, &mut change, messages).await {
+        Err(error) if error.has_status(StatusCode::PAYLOAD_TOO_LARGE) => return Ok(()),
+        result => result?,
+    }
+    match app.log.append(change).await {
+        Ok(_) | Err(AppendError::Duplicate | AppendError::NullCharacter) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// `m.presence`.

@@ -51,7 +51,7 @@ async fn send_transaction_message(
         async move {
             let answers = incoming::incoming(&app, &origin, request.pdus).await?;
             // What they are about may have come with the events.
-            edus::receive(&app, &origin, &request.edus).await;
+            edus::receive(&app, &origin, &request.edus).await?;
             Ok::<_, Error>(answers)
         }
     };

@@ -38,6 +38,19 @@ pub async fn of_user(db: &Db, user: UserNid) -> Result<Vec<Device>> {
         .collect()
 }
 
+/// The devices of some users: user, id, device.
+pub async fn of_users(db: &Db, users: &[UserNid]) -> Result<Vec<(UserNid, String, DeviceNid)>> {
+    let query = sql!(
+        "SELECT user_nid, device_id, nid FROM device WHERE user_nid ",
+        list(1)
+    );
+    db.rows(query, args![users])
+        .await?
+        .iter()
+        .map(|row| Ok((UserNid(row.get(0)?), row.get(1)?, DeviceNid(row.get(2)?))))
+        .collect()
+}
+
 /// The device that a user names so, if there is one.
 pub async fn find(db: &Db, user: UserNid, device_id: &str) -> Result<Option<DeviceNid>> {
     let query = sql!("SELECT nid FROM device WHERE user_nid = $1 AND device_id = $2");
@@ -78,37 +91,39 @@ pub fn rename(nid: DeviceNid, display_name: &str) -> Write {
     Write::Run(statement, args![nid, display_name])
 }
 
-/// Deletes devices, with all their tokens.
+/// The statements that delete those devices whose nids are as it is said, with their tokens and keys and what waits for them.
+macro_rules! delete {
+    ($($whose:tt)*) => {
+        [
+            sql!("DELETE FROM access_token WHERE device_nid ", $($whose)*),
+            sql!("DELETE FROM refresh_token WHERE device_nid ", $($whose)*),
+            sql!("DELETE FROM device_seen WHERE device_nid ", $($whose)*),
+            sql!("DELETE FROM device_key WHERE device_nid ", $($whose)*),
+            sql!("DELETE FROM one_time_key WHERE device_nid ", $($whose)*),
+            sql!("DELETE FROM one_time_key_used WHERE device_nid ", $($whose)*),
+            sql!("DELETE FROM fallback_key WHERE device_nid ", $($whose)*),
+            sql!("DELETE FROM to_device WHERE device_nid ", $($whose)*),
+            sql!("DELETE FROM to_device_txn WHERE device_nid ", $($whose)*),
+            sql!("DELETE FROM device WHERE nid ", $($whose)*),
+        ]
+    };
+}
+
+/// Deletes devices, with all that is theirs.
 #[must_use]
 pub fn delete(nids: &[DeviceNid]) -> Vec<Write> {
-    let statements = [
-        sql!("DELETE FROM access_token WHERE device_nid ", list(1)),
-        sql!("DELETE FROM refresh_token WHERE device_nid ", list(1)),
-        sql!("DELETE FROM device_seen WHERE device_nid ", list(1)),
-        sql!("DELETE FROM device WHERE nid ", list(1)),
-    ];
-    let writes = statements.map(|statement| Write::Run(statement, args![nids]));
+    let writes = delete!(list(1)).map(|statement| Write::Run(statement, args![nids]));
     writes.into()
 }
 
-/// Deletes all devices of a user but `kept`, with all their tokens.
+/// Deletes all devices of a user but `kept`, with all that is theirs.
 #[must_use]
-pub fn delete_all(user: UserNid, kept: Option<DeviceNid>) -> [Write; 4] {
+pub fn delete_all(user: UserNid, kept: Option<DeviceNid>) -> Vec<Write> {
     // No device has this one.
     let kept = kept.unwrap_or(DeviceNid(-1));
-    [
-        sql!(
-            "DELETE FROM access_token WHERE device_nid IN (SELECT nid FROM device WHERE user_nid = $1 AND nid <> $2)"
-        ),
-        sql!(
-            "DELETE FROM refresh_token WHERE device_nid IN (SELECT nid FROM device WHERE user_nid = $1 AND nid <> $2)"
-        ),
-        sql!(
-            "DELETE FROM device_seen WHERE device_nid IN (SELECT nid FROM device WHERE user_nid = $1 AND nid <> $2)"
-        ),
-        sql!("DELETE FROM device WHERE user_nid = $1 AND nid <> $2"),
-    ]
-    .map(|statement| Write::Run(statement, args![user, kept]))
+    let writes = delete!("IN (SELECT nid FROM device WHERE user_nid = $1 AND nid <> $2)")
+        .map(|statement| Write::Run(statement, args![user, kept]));
+    writes.into()
 }
 
 static SEEN: Insert = Insert {

@@ -46,6 +46,7 @@ pub mod summaries;
 pub mod sync;
 pub mod threads;
 pub mod timeline;
+pub mod to_device;
 pub mod tokens;
 
 pub use account_data::AccountData;

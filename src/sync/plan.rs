@@ -8,7 +8,7 @@ use crate::{
     bus::{Feed, FeedState},
     error::Result,
     preferences::{self, PUSH_RULES},
-    storage::{self, AccountData, Member, Membership, Pos, RoomNid, UserNid},
+    storage::{self, AccountData, DeviceNid, Member, Membership, Pos, RoomNid, UserNid},
 };
 
 /// What a sync is to tell.
@@ -29,12 +29,13 @@ pub(super) struct Plan {
 }
 
 /// Whether there is anything after `since`, as far as can be told without a look at it.
-pub(super) fn has_news(app: &App, feed: &Feed, since: Since) -> bool {
+pub(super) fn has_news(app: &App, feed: &Feed, device: DeviceNid, since: Since) -> bool {
     let _settled = app.bus.settled();
     let state = feed.state();
     since.pos < state.from
         || since.ephemeral < state.ephemeral_from
         || state.has_news(since.pos)
+        || state.has_message(device, since.to_device.unwrap_or(since.pos))
         || state.typing.values().any(|at| *at > since.ephemeral)
         || state.presence.values().any(|at| *at > since.ephemeral)
 }

@@ -242,6 +242,7 @@ pub(super) fn prev_batch(context: &Context<'_>, part: &Part<'_>) -> String {
         pos: part.upto,
         ephemeral: 0,
         run: context.app.bus.run(),
+        to_device: None,
     });
     token.to_string()
 }

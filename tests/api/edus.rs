@@ -19,7 +19,7 @@ async fn say(server: &TestServer, origin: &str, edu_type: &str, content: Value) 
     let edu = json!({ "edu_type": edu_type, "content": content });
     let edu = Raw::new(&edu).unwrap().cast_unchecked();
     let origin = <&ServerName>::try_from(origin).unwrap();
-    edus::receive(&server.app, origin, &[edu]).await;
+    edus::receive(&server.app, origin, &[edu]).await.unwrap();
 }
 
 /// A person in a room with somebody of another server.

@@ -92,6 +92,7 @@ mod sync_people;
 mod sync_state;
 mod third_party_invites;
 mod thumbnails;
+mod to_device;
 mod two_servers;
 mod unread;
 mod upgrade;
