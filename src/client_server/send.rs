@@ -21,7 +21,7 @@ use crate::{
     room::{
         self,
         append::{NewEvent, Sender, append},
-        head, membership, power, server_acl,
+        head, membership, power,
         upgrade::settings,
     },
     rooms::Room,
@@ -178,9 +178,6 @@ async fn send_state_event(
         request.event_type == StateEventType::RoomTombstone && request.state_key.is_empty();
     if request.event_type == StateEventType::RoomCanonicalAlias {
         check_aliases(&app, &room, &content).await?;
-    }
-    if request.event_type == StateEventType::RoomServerAcl && request.state_key.is_empty() {
-        server_acl::expect_own(&app, &content)?;
     }
     let sender = Sender::of(&requester);
     let appended = if request.event_type == StateEventType::RoomMember {

@@ -3,21 +3,14 @@
 use std::sync::Arc;
 
 use ruma::{
-    CanonicalJsonObject, ServerName,
+    ServerName,
     events::{StateEventType, room::server_acl::RoomServerAclEventContent},
 };
 use serde::Deserialize;
-use serde_json::{
-    Value,
-    value::{RawValue, to_raw_value},
-};
+use serde_json::{Value, value::RawValue};
 
 use super::head;
-use crate::{
-    app::App,
-    error::{Error, Result},
-    rooms::Room,
-};
+use crate::{app::App, error::Result, rooms::Room};
 
 /// Whether the current state of a room lets a server take part: send events to it, and join it.
 ///
@@ -38,19 +31,6 @@ pub async fn is_allowed(app: &App, room: &Room, server: &ServerName) -> Result<b
         }
     };
     Ok(acl.is_allowed(server))
-}
-
-/// Makes sure that a list which somebody here is about to set does not bar this server: nobody here could mend it.
-///
-/// # Errors
-/// 400 `M_UNKNOWN` if it does.
-pub fn expect_own(app: &App, content: &CanonicalJsonObject) -> Result<()> {
-    let content = to_raw_value(content).map_err(Error::internal)?;
-    if read(&content).is_allowed(app.name()) {
-        Ok(())
-    } else {
-        Err(Error::refused("this list bars your own server"))
-    }
 }
 
 /// Reads the content of an `m.room.server_acl` event. What is not of the right type counts as not there: one bad entry

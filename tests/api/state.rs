@@ -177,20 +177,3 @@ async fn members_are_listed_and_chosen() {
         .await
         .fails(403, "M_FORBIDDEN");
 }
-
-#[tokio::test]
-async fn nobody_bars_their_own_server() {
-    let server = TestServer::start().await;
-    let alice = server.register("alice").await;
-    let room = alice.create_room(json!({})).await;
-    let path = format!("/rooms/{room}/state/m.room.server_acl");
-    for acl in [
-        json!({ "allow": ["other.example"] }),
-        json!({ "allow": ["*"], "deny": ["local*"] }),
-        json!({}),
-    ] {
-        alice.put(&path, acl).await.fails(400, "M_UNKNOWN");
-    }
-    let acl = json!({ "allow": ["*"], "deny": ["*.example"] });
-    alice.put(&path, acl).await.ok();
-}
