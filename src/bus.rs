@@ -139,6 +139,15 @@ pub enum Effect {
         /// The position of the change.
         at: Position,
     },
+    /// Devices or keys of a user have changed.
+    Devices {
+        /// The user.
+        user: UserNid,
+        /// The local users who are to hear of it.
+        watchers: Vec<UserNid>,
+        /// The position of the newest change.
+        at: Position,
+    },
     /// A message has come for a device.
     ToDevice {
         /// Whose device it is.
@@ -507,6 +516,12 @@ impl Bus {
             }
             Effect::Own { user, at } => {
                 self.one(user, told, |feed| feed.own_changed(at.after(first)));
+            }
+            Effect::Devices { user, watchers, at } => {
+                let pos = at.after(first);
+                for watcher in watchers {
+                    self.one(watcher, told, |feed| feed.devices_changed(user, pos));
+                }
             }
             Effect::ToDevice { user, device, at } => {
                 let (first, last) = (at.after(first), at.after(first));

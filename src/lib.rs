@@ -14,6 +14,7 @@ pub mod bus;
 pub mod client_server;
 pub mod clock;
 pub mod config;
+pub mod device_lists;
 pub mod early_receipts;
 pub mod error;
 pub mod federation;

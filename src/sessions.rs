@@ -8,6 +8,7 @@ use ruma::{OwnedDeviceId, api::error::ErrorKind};
 use crate::{
     app::App,
     auth::{hash_token, new_token},
+    device_lists,
     error::{Error, Result},
     log::{AppendError, Change},
     storage::{
@@ -208,6 +209,7 @@ pub async fn refresh(app: &App, token: &str) -> Result<Tokens> {
 /// If the database fails.
 pub async fn end_devices(app: &App, devices: &[DeviceNid]) -> Result<()> {
     let mut change = Change::new();
+    tell(app, &mut change, devices).await?;
     for write in devices::delete(devices) {
         change.write(write);
     }
@@ -217,12 +219,20 @@ pub async fn end_devices(app: &App, devices: &[DeviceNid]) -> Result<()> {
     Ok(())
 }
 
+/// Adds to a change that those of these devices are gone of which others may know: those that have keys.
+async fn tell(app: &App, change: &mut Change, ended: &[DeviceNid]) -> Result<()> {
+    for (user, device) in devices::with_keys(&app.db, ended).await? {
+        device_lists::changed(app, change, user, &[&device]).await?;
+    }
+    Ok(())
+}
+
 /// Ends all devices of a user but `kept`.
 ///
 /// # Errors
 /// If the database fails.
 pub async fn end_all(app: &App, user: UserNid, kept: Option<DeviceNid>) -> Result<()> {
-    Ok(end_all_with(app, user, kept, Change::new()).await?)
+    end_all_with(app, user, kept, Change::new()).await
 }
 
 /// Does what `change` says and with it, as one, ends all devices of a user but `kept`.
@@ -234,7 +244,11 @@ pub async fn end_all_with(
     user: UserNid,
     kept: Option<DeviceNid>,
     mut change: Change,
-) -> Result<(), AppendError> {
+) -> Result<()> {
+    let devices = devices::of_user(&app.db, user).await?;
+    let devices = devices.iter().map(|device| device.nid);
+    let ended: Vec<DeviceNid> = devices.filter(|device| Some(*device) != kept).collect();
+    tell(app, &mut change, &ended).await?;
     for write in devices::delete_all(user, kept) {
         change.write(write);
     }

@@ -7,6 +7,7 @@
 mod answer;
 mod batch;
 mod counts;
+mod device_lists;
 mod ephemeral;
 mod filter;
 mod lookup;
@@ -209,6 +210,9 @@ async fn answer(
     answer
         .device_one_time_keys_count
         .insert("signed_curve25519", 0);
+    let company = std::mem::take(&mut plan.company);
+    let devices = std::mem::take(&mut plan.devices);
+    answer.device_lists = company.finish(&context, devices).await?;
     let (messages, to_device) = to_device::take(&context, feed, since).await?;
     answer.to_device.events = messages;
     let next = Since {

@@ -17,6 +17,7 @@ const FLOORS: &[&[&str]] = &[
         "bus",
         "error",
         "federation",
+        "device_lists",
         "early_receipts",
         "files",
         "filter",

@@ -57,6 +57,9 @@ pub struct FeedState {
     pub markers: HashMap<(RoomNid, i64), ReadMarker>,
     /// Where the user's counts differ from most people's, by room and position.
     pub highlights: HashMap<RoomNid, BTreeMap<Pos, Highlight>>,
+    /// Users whose devices have changed, by when, and when the newest has.
+    devices: HashMap<UserNid, Pos>,
+    devices_pos: Pos,
     /// What waits for the user's devices.
     inboxes: HashMap<DeviceNid, Inbox>,
     used: Instant,
@@ -81,6 +84,8 @@ impl Feed {
                 presence: HashMap::new(),
                 markers: HashMap::new(),
                 highlights: HashMap::new(),
+                devices: HashMap::new(),
+                devices_pos: 0,
                 inboxes: HashMap::new(),
                 used: Instant::now(),
                 told: false,
@@ -158,6 +163,7 @@ impl FeedState {
     #[must_use]
     pub fn has_news(&self, since: Pos) -> bool {
         self.own_pos > since
+            || self.devices_pos > since
             || self
                 .changed
                 .last_key_value()
@@ -228,6 +234,17 @@ impl FeedState {
         {
             redacted.remove();
         }
+    }
+
+    /// The users whose devices have changed after `since`. Only complete for `since >= from`.
+    pub fn devices_since(&self, since: Pos) -> impl Iterator<Item = UserNid> {
+        let changed = self.devices.iter().filter(move |(_, pos)| **pos > since);
+        changed.map(|(user, _)| *user)
+    }
+
+    pub(super) fn devices_changed(&mut self, user: UserNid, pos: Pos) {
+        self.devices.insert(user, pos);
+        self.devices_pos = pos;
     }
 
     /// Whether there is a message for a device after `since`.

@@ -69,14 +69,14 @@ async fn change_password(
         }
         sessions::end_all_with(&app, requester.user, Some(requester.device), change).await
     } else {
-        app.log.append(change).await.map(drop)
+        app.log.append(change).await.map(drop).map_err(Error::from)
     };
     match done {
         Ok(()) => Ok(change_password::v3::Response::new()),
-        Err(AppendError::Unexpected) => {
+        Err(Error::Append(AppendError::Unexpected)) => {
             Err(Error::forbidden("the account was deactivated meanwhile"))
         }
-        Err(error) => Err(error.into()),
+        Err(error) => Err(error),
     }
 }
 

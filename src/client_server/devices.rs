@@ -12,6 +12,7 @@ use ruma::{
 
 use crate::{
     app::App,
+    device_lists,
     error::{Error, Result},
     http::{Call, Routes},
     log::Change,
@@ -95,6 +96,10 @@ async fn update_device(
         }
         let mut change = Change::new();
         change.write(devices::rename(device, name));
+        if !devices::with_keys(&app.db, &[device]).await?.is_empty() {
+            let id = call.body.device_id.as_str();
+            device_lists::changed(&app, &mut change, user, &[id]).await?;
+        }
         app.log.append(change).await?;
     }
     Ok(update_device::v3::Response::new())

@@ -51,6 +51,19 @@ pub async fn of_users(db: &Db, users: &[UserNid]) -> Result<Vec<(UserNid, String
         .collect()
 }
 
+/// Those of these devices that have keys: whose each is, and its id.
+pub async fn with_keys(db: &Db, devices: &[DeviceNid]) -> Result<Vec<(UserNid, String)>> {
+    let query = sql!(
+        "SELECT d.user_nid, d.device_id FROM device d JOIN device_key k ON k.device_nid = d.nid WHERE d.nid ",
+        list(1)
+    );
+    db.rows(query, args![devices])
+        .await?
+        .iter()
+        .map(|row| Ok((UserNid(row.get(0)?), row.get(1)?)))
+        .collect()
+}
+
 /// The device that a user names so, if there is one.
 pub async fn find(db: &Db, user: UserNid, device_id: &str) -> Result<Option<DeviceNid>> {
     let query = sql!("SELECT nid FROM device WHERE user_nid = $1 AND device_id = $2");

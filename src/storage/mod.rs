@@ -17,6 +17,7 @@ pub mod auth_chain;
 pub mod branches;
 pub mod commits;
 pub mod destinations;
+pub mod device_lists;
 pub mod devices;
 pub mod directory;
 pub mod events;

@@ -108,6 +108,7 @@ pub(super) async fn add<'a>(
     batch.find_strange(context).await?;
     timeline::load(context, &mut batch).await?;
     state::load(context, &mut batch).await?;
+    plan.company.add(context, &mut batch).await?;
     summary::load(context, &mut batch).await?;
     state::add_members(context, &mut batch).await?;
     ephemeral::load(context, plan, &mut batch).await?;
@@ -329,7 +330,7 @@ impl Batch<'_> {
 }
 
 /// Whether a member event is of somebody who has joined.
-fn was_joined(json: &str) -> bool {
+pub(super) fn was_joined(json: &str) -> bool {
     #[derive(serde::Deserialize)]
     struct Member {
         content: Content,

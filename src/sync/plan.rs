@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Request, Since};
+use super::{Request, Since, device_lists::Company};
 use crate::{
     app::App,
     bus::{Feed, FeedState},
@@ -24,6 +24,10 @@ pub(super) struct Plan {
     pub(super) typing: HashSet<RoomNid>,
     /// The users of whom it is to be told how they are; `None`: all who are there.
     pub(super) presence: Option<Vec<UserNid>>,
+    /// The users whose devices have changed.
+    pub(super) devices: HashSet<UserNid>,
+    /// Who has come and gone.
+    pub(super) company: Company,
     /// Account data that changed, by room.
     pub(super) account_data: HashMap<Option<RoomNid>, Vec<AccountData>>,
 }
@@ -108,10 +112,17 @@ impl Plan {
                 presence: since
                     .filter(|since| since.ephemeral >= state.ephemeral_from)
                     .map(|since| changed(&state.presence, since)),
+                devices: since.map_or_else(HashSet::new, |_| state.devices_since(pos).collect()),
+                company: Company::default(),
                 account_data: HashMap::new(),
             };
             (plan, is_old || state.own_pos > pos)
         };
+        if is_old && since.is_some() {
+            let window = (pos, plan.upto);
+            let changed = storage::device_lists::changed(&app.db, feed.user, window);
+            plan.devices.extend(changed.await?);
+        }
         if own || since.is_none() {
             plan.add_account_data(app, feed, pos).await?;
         }

@@ -24,6 +24,7 @@ mod bad_input;
 mod claim;
 mod create_room;
 mod deactivation;
+mod device_lists;
 mod devices;
 mod directory;
 mod discovery;
