@@ -19,6 +19,7 @@ use crate::{
     files::Files,
     filter::Filters,
     http::Bodies,
+    keys::Stocks,
     lazy_members::LazyMembers,
     log::Log,
     names::Names,
@@ -63,6 +64,8 @@ pub struct App {
     pub bodies: Bodies,
     /// The sessions in memory.
     pub sessions: Sessions,
+    /// The one-time keys that are handed out next.
+    pub key_stocks: Stocks,
     /// Which member events devices have been sent.
     pub lazy_members: LazyMembers,
     /// The filters in memory.

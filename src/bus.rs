@@ -157,6 +157,13 @@ pub enum Effect {
         /// The position of the message.
         at: Position,
     },
+    /// There are more or fewer keys of a device to be handed out.
+    KeyCounts {
+        /// Whose device it is.
+        user: UserNid,
+        /// The device.
+        device: DeviceNid,
+    },
     /// Messages wait for devices on another server.
     ToServer {
         /// The server.
@@ -528,6 +535,9 @@ impl Bus {
                 self.one(user, told, |feed| {
                     feed.add_messages(device, Inbox { first, last });
                 });
+            }
+            Effect::KeyCounts { user, device } => {
+                self.one(user, told, |feed| feed.key_counts_changed(device));
             }
             Effect::ToServer { name, server } => {
                 self.outgoing.tell(News::Messages { name, server });

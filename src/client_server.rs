@@ -9,6 +9,7 @@ mod devices;
 mod discovery;
 mod fallback;
 mod filters;
+mod keys;
 mod membership;
 mod messages;
 mod notifications;
@@ -52,6 +53,7 @@ pub fn routes() -> Routes {
         .merge(discovery::routes())
         .merge(fallback::routes())
         .merge(filters::routes())
+        .merge(keys::routes())
         .merge(membership::routes())
         .merge(messages::routes())
         .merge(notifications::routes())

@@ -15,6 +15,7 @@ mod query;
 mod spaces;
 mod third_party_invites;
 mod transactions;
+mod user_keys;
 
 use crate::http::Routes;
 
@@ -35,4 +36,5 @@ pub fn routes() -> Routes {
         .merge(spaces::routes())
         .merge(third_party_invites::routes())
         .merge(transactions::routes())
+        .merge(user_keys::routes())
 }

@@ -14,7 +14,7 @@ use crate::{
     storage::{
         DeviceNid, UserNid, account_data,
         accounts::{self, Account},
-        devices, filters, profiles, sessions, tokens,
+        cross_signing, devices, filters, profiles, sessions, tokens,
     },
 };
 
@@ -271,6 +271,9 @@ pub async fn deactivate(app: &App, user: UserNid, erase: bool) -> Result<()> {
         change.write(write);
     }
     change.write(account_data::delete_all(user));
+    for write in cross_signing::delete_all(user) {
+        change.write(write);
+    }
     change.write(filters::keep_newest(user, 0));
     if erase {
         change.write(profiles::delete_all(user));

@@ -10,6 +10,7 @@ mod counts;
 mod device_lists;
 mod ephemeral;
 mod filter;
+mod keys;
 mod lookup;
 mod plan;
 mod render;
@@ -206,13 +207,10 @@ async fn answer(
         .take(most)
         .map(account_data)
         .collect::<Result<_>>()?;
-    // Clients that know of keys are told that there are none.
-    answer
-        .device_one_time_keys_count
-        .insert("signed_curve25519", 0);
     let company = std::mem::take(&mut plan.company);
     let devices = std::mem::take(&mut plan.devices);
     answer.device_lists = company.finish(&context, devices).await?;
+    keys::count(&context, feed, &mut answer).await?;
     let (messages, to_device) = to_device::take(&context, feed, since).await?;
     answer.to_device.events = messages;
     let next = Since {

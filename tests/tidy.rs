@@ -23,6 +23,7 @@ const FLOORS: &[&[&str]] = &[
         "filter",
         "flights",
         "http",
+        "keys",
         "lazy_members",
         "listen",
         "log",

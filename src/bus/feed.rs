@@ -13,6 +13,7 @@ use crate::{
     storage::{
         self, Db, DeviceNid, Member, Membership, Pos, ReadMarker, RoomNid, UserNid,
         highlights::{self, Highlight},
+        keys::Counts,
         to_device::Inbox,
     },
 };
@@ -62,6 +63,10 @@ pub struct FeedState {
     devices_pos: Pos,
     /// What waits for the user's devices.
     inboxes: HashMap<DeviceNid, Inbox>,
+    /// How many keys of the user's devices are left, as far as that was asked for.
+    key_counts: HashMap<DeviceNid, Arc<Counts>>,
+    /// Counts how often counts of keys were dropped, because one that was read before may be put in after.
+    key_changes: u64,
     used: Instant,
     /// Something was told and the user is about to be woken.
     told: bool,
@@ -87,6 +92,8 @@ impl Feed {
                 devices: HashMap::new(),
                 devices_pos: 0,
                 inboxes: HashMap::new(),
+                key_counts: HashMap::new(),
+                key_changes: 0,
                 used: Instant::now(),
                 told: false,
             }),
@@ -276,6 +283,23 @@ impl FeedState {
         let inbox = self.inboxes.entry(device).or_insert(added);
         inbox.first = inbox.first.min(added.first);
         inbox.last = inbox.last.max(added.last);
+    }
+
+    /// How many keys of a device are left, if memory knows it, and what [`FeedState::keep_key_counts`] needs.
+    pub fn key_counts(&self, device: DeviceNid) -> (Option<Arc<Counts>>, u64) {
+        (self.key_counts.get(&device).cloned(), self.key_changes)
+    }
+
+    /// Keeps what was read from the database after [`FeedState::key_counts`] answered `before`.
+    pub fn keep_key_counts(&mut self, device: DeviceNid, counts: &Arc<Counts>, before: u64) {
+        if self.key_changes == before {
+            self.key_counts.insert(device, Arc::clone(counts));
+        }
+    }
+
+    pub(super) fn key_counts_changed(&mut self, device: DeviceNid) {
+        self.key_changes += 1;
+        self.key_counts.remove(&device);
     }
 
     pub(super) fn own_changed(&mut self, pos: Pos) {

@@ -117,6 +117,11 @@ macro_rules! delete {
             sql!("DELETE FROM fallback_key WHERE device_nid ", $($whose)*),
             sql!("DELETE FROM to_device WHERE device_nid ", $($whose)*),
             sql!("DELETE FROM to_device_txn WHERE device_nid ", $($whose)*),
+            sql!(
+                "DELETE FROM key_signature WHERE (user_nid, key_id) IN (SELECT user_nid, device_id FROM device WHERE nid ",
+                $($whose)*,
+                ")"
+            ),
             sql!("DELETE FROM device WHERE nid ", $($whose)*),
         ]
     };

@@ -28,7 +28,7 @@ pub struct Answer {
     #[serde(skip_serializing_if = "DeviceLists::is_empty")]
     pub device_lists: DeviceLists,
     /// How many one-time keys of the device are left.
-    pub device_one_time_keys_count: BTreeMap<&'static str, u64>,
+    pub device_one_time_keys_count: BTreeMap<String, u64>,
     /// Of which algorithms an unused fallback key is left.
     pub device_unused_fallback_key_types: Vec<String>,
 }

@@ -1,0 +1,174 @@
+//! Handing one-time keys out: each once, the oldest first, and on disk before anybody gets it.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    time::Duration,
+};
+
+use ruma::{
+    DeviceId, OneTimeKeyAlgorithm, OwnedDeviceId, OwnedOneTimeKeyId, OwnedUserId, UserId,
+    api::federation::keys::claim_keys, encryption::OneTimeKey, serde::Raw,
+};
+use serde_json::{Value, value::RawValue};
+
+use super::{others, upload::hash_of};
+use crate::{
+    app::App,
+    bus::Effect,
+    error::{Error, Result},
+    log::{AppendError, Change},
+    storage::{DeviceNid, UserNid, devices, keys},
+};
+
+/// How often it is tried again when the keys in memory were not those in the database.
+const TRIES: usize = 10;
+
+/// Of which devices keys are wanted, and of what algorithm.
+pub type Claims = BTreeMap<OwnedUserId, BTreeMap<OwnedDeviceId, OneTimeKeyAlgorithm>>;
+/// The keys of a user's devices.
+type OfUser = BTreeMap<OwnedDeviceId, BTreeMap<OwnedOneTimeKeyId, Raw<OneTimeKey>>>;
+
+/// What was handed out.
+#[derive(Debug, Default)]
+pub struct Claimed {
+    /// The keys.
+    pub keys: BTreeMap<OwnedUserId, OfUser>,
+    /// The servers that could not be asked, and why.
+    pub failures: BTreeMap<String, Value>,
+}
+
+/// One device of which a key is wanted.
+#[derive(Debug)]
+struct Wanted<'a> {
+    user_id: &'a UserId,
+    device_id: &'a DeviceId,
+    algorithm: &'a str,
+    user: UserNid,
+    device: DeviceNid,
+}
+
+/// Hands out keys of devices here and on other servers, which have so much time to answer.
+///
+/// # Errors
+/// If the database fails.
+pub async fn claim(app: &App, claims: Claims, timeout: Duration) -> Result<Claimed> {
+    let mut requests: BTreeMap<_, claim_keys::v1::OneTimeKeyClaims> = BTreeMap::new();
+    let mut here = Claims::new();
+    for (user, devices) in claims {
+        if app.is_local(&user) {
+            here.insert(user, devices);
+        } else {
+            let server = user.server_name().to_owned();
+            requests.entry(server).or_default().insert(user, devices);
+        }
+    }
+    let asked = requests.clone();
+    let requests = requests
+        .into_iter()
+        .map(|(server, claims)| (server, claim_keys::v1::Request::new(claims)));
+    let (claimed, (answers, failures)) = tokio::join!(
+        claim_here(app, &here),
+        others::ask(app, requests.collect(), timeout)
+    );
+    let mut claimed = claimed?;
+    claimed.failures = failures;
+    for (server, answer) in answers {
+        for (user, devices) in answer.one_time_keys {
+            let Some(asked) = asked.get(&server).and_then(|claims| claims.get(&user)) else {
+                continue;
+            };
+            let wanted = |device: &OwnedDeviceId| asked.contains_key(device);
+            let devices = devices.into_iter().filter(|(device, _)| wanted(device));
+            claimed.keys.insert(user, devices.collect());
+        }
+    }
+    Ok(claimed)
+}
+
+/// Hands out keys of devices of local users; a fallback key where there is no other, and nothing where there is none.
+///
+/// # Errors
+/// If the database fails.
+pub async fn claim_here(app: &App, claims: &Claims) -> Result<Claimed> {
+    let ids = claims.keys().filter(|id| app.is_local(id));
+    let nids = app.names.find_users(&app.db, ids.map(|id| &**id)).await?;
+    let users: Vec<UserNid> = nids.values().copied().collect();
+    if users.is_empty() {
+        return Ok(Claimed::default());
+    }
+    let known = devices::of_users(&app.db, &users).await?;
+    let of_nid: HashMap<UserNid, _> = claims
+        .iter()
+        .filter_map(|(id, devices)| Some((*nids.get(id)?, (id, devices))))
+        .collect();
+    let wanted: Vec<Wanted<'_>> = known
+        .iter()
+        .filter_map(|(user, id, device)| {
+            let (user_id, devices) = of_nid.get(user)?;
+            let named = <&DeviceId>::from(id.as_str());
+            let (device_id, algorithm) = devices.get_key_value(named)?;
+            Some(Wanted {
+                user_id,
+                device_id,
+                algorithm: algorithm.as_str(),
+                user: *user,
+                device: *device,
+            })
+        })
+        .collect();
+    for _ in 0..TRIES {
+        match take(app, &wanted).await {
+            Err(Error::Append(AppendError::Unexpected)) => {
+                let devices: HashSet<_> = wanted.iter().map(|wanted| wanted.device).collect();
+                app.key_stocks.forget(&devices);
+            }
+            result => return result,
+        }
+    }
+    Err(Error::internal("the keys that are left change too often"))
+}
+
+/// Tries to hand out a key of each device.
+async fn take(app: &App, wanted: &[Wanted<'_>]) -> Result<Claimed> {
+    let mut change = Change::new();
+    let mut claimed = Claimed::default();
+    let (mut taken, mut is_new) = (Vec::new(), false);
+    for wanted in wanted {
+        let (device, algorithm) = (wanted.device, wanted.algorithm);
+        let (key_id, json) = if let Some(one) = app.key_stocks.take(app, device, algorithm).await? {
+            let hash = hash_of(&one.key.json);
+            for write in keys::hand_out(device, algorithm, &one.key, &hash) {
+                change.write(write);
+            }
+            is_new = true;
+            let key = (one.key.key_id.clone(), one.key.json.clone());
+            taken.push(one);
+            key
+        } else if let Some(key) = keys::fallback(&app.db, device, algorithm).await? {
+            if !key.used {
+                change.write(keys::use_fallback(device, algorithm, &key.key_id));
+                is_new = true;
+            }
+            (key.key_id, key.json)
+        } else {
+            continue;
+        };
+        let user = wanted.user;
+        change.effect(Effect::KeyCounts { user, device });
+        add(&mut claimed, wanted, &key_id, json)?;
+    }
+    if is_new {
+        app.log.append(change).await?;
+    }
+    Ok(claimed)
+}
+
+fn add(claimed: &mut Claimed, wanted: &Wanted<'_>, key_id: &str, json: String) -> Result<()> {
+    let id = format!("{}:{key_id}", wanted.algorithm);
+    let id = OwnedOneTimeKeyId::try_from(id).map_err(Error::internal)?;
+    let json = RawValue::from_string(json).map_err(Error::internal)?;
+    let of_user = claimed.keys.entry(wanted.user_id.to_owned()).or_default();
+    let of_device = of_user.entry(wanted.device_id.to_owned()).or_default();
+    of_device.insert(id, Raw::from_json(json));
+    Ok(())
+}

@@ -1,0 +1,189 @@
+//! What a device publishes of itself.
+
+use ruma::UserId;
+use serde_json::value::RawValue;
+use sha2::{Digest as _, Sha256};
+
+use super::check::{self, SmallKey};
+use crate::{
+    app::App,
+    bus::Effect,
+    device_lists,
+    error::{Error, Result},
+    log::{AppendError, Change},
+    storage::{
+        DeviceNid, UserNid, cross_signing, devices,
+        keys::{self, Counts},
+    },
+};
+
+/// How many one-time keys of an algorithm a device has at most.
+const MOST: usize = 500;
+/// For how many algorithms a device has fallback keys at most.
+const FALLBACKS: usize = 16;
+
+/// What is uploaded, and whose it is.
+#[derive(Debug)]
+pub struct Upload<'a> {
+    /// The user.
+    pub user: UserNid,
+    /// The same.
+    pub user_id: &'a UserId,
+    /// The device.
+    pub device: DeviceNid,
+    /// The same.
+    pub device_id: &'a str,
+    /// Its keys, if they are uploaded.
+    pub device_keys: Option<&'a RawValue>,
+    /// One-time keys with their ids, such as `signed_curve25519:AAAAHQ`.
+    pub one_time: Vec<(&'a str, &'a RawValue)>,
+    /// Fallback keys with their ids.
+    pub fallback: Vec<(&'a str, &'a RawValue)>,
+}
+
+/// Takes the keys of a device in. What is there already may come again. Answers what the device has then.
+///
+/// # Errors
+/// `M_BAD_JSON` or `M_TOO_LARGE` if a key is not as it must be, `M_INVALID_PARAM` if there are too many or if an id was used
+/// for another key, `M_UNKNOWN_TOKEN` if the device is gone; if the database fails.
+pub async fn upload(app: &App, upload: &Upload<'_>) -> Result<Counts> {
+    let all = |keys: &[(&str, &RawValue)]| -> Result<Vec<SmallKey>> {
+        let keys = keys.iter();
+        keys.map(|(id, json)| check::small_key(id, json)).collect()
+    };
+    let device_keys = upload.device_keys;
+    let device_keys = device_keys
+        .map(|json| check::device_keys(json, upload.user_id, upload.device_id))
+        .transpose()?;
+    let (one_time, fallback) = (all(&upload.one_time)?, all(&upload.fallback)?);
+    if one_time.len() > MOST || fallback.len() > FALLBACKS {
+        return Err(too_many());
+    }
+    loop {
+        let mut change = Change::new();
+        let mut is_new = false;
+        if let Some(json) = &device_keys {
+            is_new |= set_device_keys(app, &mut change, upload, json).await?;
+        }
+        let is_more = add_one_time(app, &mut change, upload.device, &one_time).await?
+            | !fallback.is_empty();
+        for SmallKey {
+            algorithm,
+            key_id,
+            json,
+        } in &fallback
+        {
+            change.write(keys::set_fallback(upload.device, algorithm, key_id, json));
+        }
+        if !is_new && !is_more {
+            break;
+        }
+        change.write(devices::expect(upload.device));
+        if is_more {
+            let (user, device) = (upload.user, upload.device);
+            change.effect(Effect::KeyCounts { user, device });
+        }
+        match app.log.append(change).await {
+            Ok(_) => break,
+            // Another request has brought one of them.
+            Err(AppendError::Duplicate) => {}
+            Err(AppendError::Unexpected) => return Err(Error::unknown_token(false)),
+            Err(AppendError::NullCharacter) => {
+                return Err(Error::bad_json("a key has a null character"));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(keys::counts(&app.db, upload.device).await?)
+}
+
+fn too_many() -> Error {
+    Error::invalid_param(format!("a device has at most {MOST} keys of an algorithm"))
+}
+
+/// Adds the keys of the device to a change; answers whether they are other than before.
+async fn set_device_keys(
+    app: &App,
+    change: &mut Change,
+    upload: &Upload<'_>,
+    json: &str,
+) -> Result<bool> {
+    let known = keys::of_device(&app.db, upload.device).await?;
+    if known.is_some_and(|known| known == json) {
+        return Ok(false);
+    }
+    let named_so = format!("\"ed25519:{}\"", upload.device_id);
+    let of_user = cross_signing::of_users(&app.db, &[upload.user]).await?;
+    if of_user.iter().any(|key| key.json.contains(&named_so)) {
+        return Err(Error::forbidden(
+            "the device is called as one of your keys for cross-signing",
+        ));
+    }
+    change.write(keys::set(upload.device, json));
+    change.write(cross_signing::unsign(upload.user, upload.device_id));
+    device_lists::changed(app, change, upload.user, &[upload.device_id]).await?;
+    Ok(true)
+}
+
+/// Adds to a change those one-time keys that are new; answers whether any is.
+async fn add_one_time(
+    app: &App,
+    change: &mut Change,
+    device: DeviceNid,
+    uploaded: &[SmallKey],
+) -> Result<bool> {
+    if uploaded.is_empty() {
+        return Ok(false);
+    }
+    let ids = || uploaded.iter().map(|key| key.key_id.clone()).collect();
+    // Those that are handed out come last: a key that is handed out meanwhile is met twice, not never.
+    let stock = keys::named(&app.db, device, ids()).await?;
+    let used = keys::used(&app.db, device, ids()).await?;
+    let mut counts: Vec<(String, usize)> = keys::counts(&app.db, device)
+        .await?
+        .one_time
+        .into_iter()
+        .map(|(algorithm, count)| (algorithm, usize::try_from(count).unwrap_or(usize::MAX)))
+        .collect();
+    let mut is_more = false;
+    for key in uploaded {
+        let is_named =
+            |algorithm: &String, key_id: &String| *algorithm == key.algorithm && *key_id == key.key_id;
+        let in_stock = stock.iter().find(|(algorithm, id, _)| is_named(algorithm, id));
+        let was_used = used.iter().find(|(algorithm, id, _)| is_named(algorithm, id));
+        let is_same = match (in_stock, was_used) {
+            (Some((_, _, json)), _) => *json == key.json,
+            (None, Some((_, _, hash))) => *hash == hash_of(&key.json),
+            (None, None) => {
+                let SmallKey {
+                    algorithm,
+                    key_id,
+                    json,
+                } = key;
+                match counts.iter_mut().find(|(known, _)| known == algorithm) {
+                    Some((_, count)) => *count += 1,
+                    None => counts.push((algorithm.clone(), 1)),
+                }
+                let nid = app.log.new_id()?;
+                change.write(keys::add(nid, device, algorithm, key_id, json));
+                is_more = true;
+                true
+            }
+        };
+        if !is_same {
+            return Err(Error::invalid_param(format!(
+                "{}:{} was used for another key",
+                key.algorithm, key.key_id
+            )));
+        }
+    }
+    if is_more && counts.iter().any(|(_, count)| *count > MOST) {
+        return Err(too_many());
+    }
+    Ok(is_more)
+}
+
+/// What is kept of a key that was handed out.
+pub(super) fn hash_of(json: &str) -> Vec<u8> {
+    Sha256::digest(json.as_bytes()).to_vec()
+}

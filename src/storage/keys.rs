@@ -1,0 +1,286 @@
+//! `device_key`, `one_time_key`, `one_time_key_used`, `fallback_key`: what the devices of local users have uploaded, for others
+//! to encrypt to them.
+
+use super::{Db, DeviceNid, Insert, Pos, Result, UserNid, Write};
+use crate::{args, sql};
+
+/// The keys of a device.
+#[derive(Clone, Debug)]
+pub struct DeviceKeys {
+    /// Whose device it is.
+    pub user: UserNid,
+    /// The device, as clients name it.
+    pub device_id: String,
+    /// What its user calls it.
+    pub display_name: Option<String>,
+    /// The keys, as canonical JSON.
+    pub json: String,
+}
+
+/// A key that is handed out once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OneTimeKey {
+    /// Its place in the order in which they are handed out.
+    pub nid: i64,
+    /// As its device calls it, without the algorithm.
+    pub key_id: String,
+    /// The key, as canonical JSON.
+    pub json: String,
+}
+
+/// What is handed out when no one-time key is left.
+#[derive(Clone, Debug)]
+pub struct FallbackKey {
+    /// As its device calls it, without the algorithm.
+    pub key_id: String,
+    /// The key, as canonical JSON.
+    pub json: String,
+    /// Whether it was handed out.
+    pub used: bool,
+}
+
+/// What a device learns of its keys with every sync.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// How many one-time keys are left, by algorithm; none where there are none.
+    pub one_time: Vec<(String, u64)>,
+    /// The algorithms of fallback keys that were never handed out.
+    pub unused_fallback: Vec<String>,
+}
+
+/// The keys of the devices of some users, of those devices that have any.
+pub async fn of_users(db: &Db, users: &[UserNid]) -> Result<Vec<DeviceKeys>> {
+    let query = sql!(
+        "SELECT d.user_nid, d.device_id, d.display_name, k.json FROM device d ",
+        "JOIN device_key k ON k.device_nid = d.nid WHERE d.user_nid ",
+        list(1)
+    );
+    db.rows(query, args![users])
+        .await?
+        .iter()
+        .map(|row| {
+            Ok(DeviceKeys {
+                user: UserNid(row.get(0)?),
+                device_id: row.get(1)?,
+                display_name: row.get(2)?,
+                json: row.get(3)?,
+            })
+        })
+        .collect()
+}
+
+/// The keys of a device, if it has any.
+pub async fn of_device(db: &Db, device: DeviceNid) -> Result<Option<String>> {
+    let query = sql!("SELECT json FROM device_key WHERE device_nid = $1");
+    let row = db.maybe(query, args![device]).await?;
+    row.map(|row| row.get(0)).transpose()
+}
+
+/// The devices of a user that have keys: device, id.
+pub async fn devices(db: &Db, user: UserNid) -> Result<Vec<(DeviceNid, String)>> {
+    let query = sql!(
+        "SELECT d.nid, d.device_id FROM device d JOIN device_key k ON k.device_nid = d.nid ",
+        "WHERE d.user_nid = $1"
+    );
+    db.rows(query, args![user])
+        .await?
+        .iter()
+        .map(|row| Ok((DeviceNid(row.get(0)?), row.get(1)?)))
+        .collect()
+}
+
+static DEVICE_KEY: Insert = Insert {
+    table: "device_key",
+    columns: &["device_nid", "json"],
+    key: 1,
+    conflict: "ON CONFLICT (device_nid) DO UPDATE SET json = excluded.json",
+};
+
+/// Sets the keys of a device.
+#[must_use]
+pub fn set(device: DeviceNid, json: &str) -> Write {
+    Write::Insert(&DEVICE_KEY, args![device, json])
+}
+
+/// Of some ids, those under which a device has one-time keys: algorithm, id, key.
+pub async fn named(
+    db: &Db,
+    device: DeviceNid,
+    key_ids: Vec<String>,
+) -> Result<Vec<(String, String, String)>> {
+    let query = sql!(
+        "SELECT algorithm, key_id, json FROM one_time_key WHERE device_nid = $1 AND key_id ",
+        list(2)
+    );
+    db.rows(query, args![device, key_ids])
+        .await?
+        .iter()
+        .map(|row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+        .collect()
+}
+
+/// Of some ids, those whose keys were handed out: algorithm, id, hash.
+pub async fn used(
+    db: &Db,
+    device: DeviceNid,
+    key_ids: Vec<String>,
+) -> Result<Vec<(String, String, Vec<u8>)>> {
+    let query = sql!(
+        "SELECT algorithm, key_id, hash FROM one_time_key_used WHERE device_nid = $1 AND key_id ",
+        list(2)
+    );
+    db.rows(query, args![device, key_ids])
+        .await?
+        .iter()
+        .map(|row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+        .collect()
+}
+
+static ONE_TIME_KEY: Insert = Insert {
+    table: "one_time_key",
+    columns: &["nid", "device_nid", "algorithm", "key_id", "json"],
+    key: 0,
+    conflict: "",
+};
+
+/// Adds a one-time key; the change is refused if the device has one under this id.
+#[must_use]
+pub fn add(nid: i64, device: DeviceNid, algorithm: &str, key_id: &str, json: &str) -> Write {
+    Write::Insert(&ONE_TIME_KEY, args![nid, device, algorithm, key_id, json])
+}
+
+/// The one-time keys of a device that come next.
+pub async fn next(
+    db: &Db,
+    device: DeviceNid,
+    algorithm: &str,
+    limit: i64,
+) -> Result<Vec<OneTimeKey>> {
+    let query = sql!(
+        "SELECT nid, key_id, json FROM one_time_key WHERE device_nid = $1 AND algorithm = $2 ",
+        "ORDER BY nid LIMIT $3"
+    );
+    db.rows(query, args![device, algorithm, limit])
+        .await?
+        .iter()
+        .map(|row| {
+            Ok(OneTimeKey {
+                nid: row.get(0)?,
+                key_id: row.get(1)?,
+                json: row.get(2)?,
+            })
+        })
+        .collect()
+}
+
+static USED: Insert = Insert {
+    table: "one_time_key_used",
+    columns: &["device_nid", "algorithm", "key_id", "hash"],
+    key: 3,
+    conflict: "ON CONFLICT (device_nid, algorithm, key_id) DO UPDATE SET hash = excluded.hash",
+};
+
+/// Hands a one-time key out; the change is refused if that was done before. `hash` is the SHA-256 of its JSON.
+#[must_use]
+pub fn hand_out(device: DeviceNid, algorithm: &str, key: &OneTimeKey, hash: &[u8]) -> [Write; 2] {
+    let delete = sql!("DELETE FROM one_time_key WHERE nid = $1");
+    let key_id = key.key_id.as_str();
+    [
+        Write::Expect(delete, args![key.nid], 1),
+        Write::Insert(&USED, args![device, algorithm, key_id, hash]),
+    ]
+}
+
+/// The fallback key of a device, if it has one.
+pub async fn fallback(db: &Db, device: DeviceNid, algorithm: &str) -> Result<Option<FallbackKey>> {
+    let query = sql!(
+        "SELECT key_id, json, used FROM fallback_key WHERE device_nid = $1 AND algorithm = $2"
+    );
+    let row = db.maybe(query, args![device, algorithm]).await?;
+    row.map(|row| {
+        Ok(FallbackKey {
+            key_id: row.get(0)?,
+            json: row.get(1)?,
+            used: row.get(2)?,
+        })
+    })
+    .transpose()
+}
+
+/// Sets the fallback key of a device. The same once more stays as used as it was.
+#[must_use]
+pub fn set_fallback(device: DeviceNid, algorithm: &str, key_id: &str, json: &str) -> Write {
+    let statement = sql!(
+        "INSERT INTO fallback_key (device_nid, algorithm, key_id, json, used) ",
+        "VALUES ($1, $2, $3, $4, FALSE) ON CONFLICT (device_nid, algorithm) DO UPDATE SET ",
+        "used = fallback_key.used AND fallback_key.key_id = excluded.key_id ",
+        "AND fallback_key.json = excluded.json, ",
+        "key_id = excluded.key_id, json = excluded.json"
+    );
+    Write::Run(statement, args![device, algorithm, key_id, json])
+}
+
+/// Notes that the fallback key of a device was handed out.
+#[must_use]
+pub fn use_fallback(device: DeviceNid, algorithm: &str, key_id: &str) -> Write {
+    let statement = sql!(
+        "UPDATE fallback_key SET used = TRUE WHERE device_nid = $1 AND algorithm = $2 AND key_id = $3"
+    );
+    Write::Run(statement, args![device, algorithm, key_id])
+}
+
+/// What is left of the keys of a device.
+pub async fn counts(db: &Db, device: DeviceNid) -> Result<Counts> {
+    let query = sql!(
+        "SELECT algorithm, count(*) FROM one_time_key WHERE device_nid = $1 GROUP BY algorithm ",
+        "UNION ALL SELECT algorithm, -1 FROM fallback_key WHERE device_nid = $1 AND NOT used"
+    );
+    let mut counts = Counts::default();
+    for row in db.rows(query, args![device]).await? {
+        match u64::try_from(row.get::<i64>(1)?) {
+            Ok(count) => counts.one_time.push((row.get(0)?, count)),
+            Err(_) => counts.unused_fallback.push(row.get(0)?),
+        }
+    }
+    Ok(counts)
+}
+
+/// When something of the devices of a user has changed last; 0 if nothing ever has.
+pub async fn changed(db: &Db, user: UserNid) -> Result<Pos> {
+    let query = sql!("SELECT coalesce(max(pos), 0) FROM device_change WHERE user_nid = $1");
+    db.one(query, args![user]).await?.get(0)
+}
+
+/// Of some users of other servers, those whose devices are known as they are now.
+pub async fn known(db: &Db, users: &[UserNid]) -> Result<Vec<UserNid>> {
+    let query = sql!(
+        "SELECT user_nid FROM remote_device_list WHERE NOT is_stale AND user_nid ",
+        list(1)
+    );
+    db.rows(query, args![users])
+        .await?
+        .iter()
+        .map(|row| row.get(0).map(UserNid))
+        .collect()
+}
+
+/// What is known of the keys of the devices of some users of other servers, of those devices that have any.
+pub async fn of_others(db: &Db, users: &[UserNid]) -> Result<Vec<DeviceKeys>> {
+    let query = sql!(
+        "SELECT user_nid, device_id, display_name, keys_json FROM remote_device ",
+        "WHERE keys_json IS NOT NULL AND user_nid ",
+        list(1)
+    );
+    db.rows(query, args![users])
+        .await?
+        .iter()
+        .map(|row| {
+            Ok(DeviceKeys {
+                user: UserNid(row.get(0)?),
+                device_id: row.get(1)?,
+                display_name: row.get(2)?,
+                json: row.get(3)?,
+            })
+        })
+        .collect()
+}
