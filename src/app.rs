@@ -66,6 +66,8 @@ pub struct App {
     pub sessions: Sessions,
     /// The one-time keys that are handed out next.
     pub key_stocks: Stocks,
+    /// One thing at a time is done with the list of devices of a user of another server.
+    pub remote_lists: Turns<UserNid>,
     /// Which member events devices have been sent.
     pub lazy_members: LazyMembers,
     /// The filters in memory.

@@ -143,6 +143,8 @@ pub enum Effect {
     Devices {
         /// The user.
         user: UserNid,
+        /// Whether it is one of this server, so that others are to be told.
+        is_local: bool,
         /// The local users who are to hear of it.
         watchers: Vec<UserNid>,
         /// The position of the newest change.
@@ -524,8 +526,16 @@ impl Bus {
             Effect::Own { user, at } => {
                 self.one(user, told, |feed| feed.own_changed(at.after(first)));
             }
-            Effect::Devices { user, watchers, at } => {
+            Effect::Devices {
+                user,
+                is_local,
+                watchers,
+                at,
+            } => {
                 let pos = at.after(first);
+                if is_local {
+                    self.outgoing.tell(News::Devices(user));
+                }
                 for watcher in watchers {
                     self.one(watcher, told, |feed| feed.devices_changed(user, pos));
                 }

@@ -29,7 +29,13 @@ pub async fn changed(
     if let Some(at) = last {
         let mut watchers = device_lists::watchers(&app.db, user).await?;
         watchers.push(user);
-        change.effect(Effect::Devices { user, watchers, at });
+        let is_local = app.is_local(&app.names.user_id(&app.db, user).await?);
+        change.effect(Effect::Devices {
+            user,
+            is_local,
+            watchers,
+            at,
+        });
     }
     Ok(())
 }

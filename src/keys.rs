@@ -5,6 +5,7 @@ mod claim;
 pub mod cross_signing;
 mod others;
 mod query;
+pub mod remote;
 pub mod signatures;
 mod stock;
 mod upload;

@@ -67,6 +67,8 @@ pub enum News {
         /// The same.
         server: ServerNid,
     },
+    /// Devices or keys of a local user have changed.
+    Devices(UserNid),
     /// Messages wait in the database for devices on another server.
     Messages {
         /// The server.

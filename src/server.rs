@@ -270,6 +270,7 @@ pub async fn open(config: Config) -> Result<Arc<App>, StartError> {
         bodies: Bodies::default(),
         sessions: Sessions::default(),
         key_stocks: Stocks::default(),
+        remote_lists: Turns::default(),
         lazy_members: LazyMembers::default(),
         filters: Filters::default(),
         preferences: KnownPreferences::default(),

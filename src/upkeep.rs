@@ -9,6 +9,8 @@ const COMMITS_KEPT: i64 = 3_600_000;
 /// How often it is done, and how often what takes longer.
 const EVERY: Duration = Duration::from_mins(1);
 const SELDOM: usize = 60;
+/// How many changes of devices are known.
+const DEVICE_CHANGES: i64 = 200_000;
 /// How long it is known which messages for devices came and were sent, in milliseconds.
 const MESSAGES_KNOWN: i64 = 7 * 24 * 3_600_000;
 
@@ -45,8 +47,9 @@ pub async fn run(app: Arc<App>) {
             for write in storage::to_device::prune(app.clock.now() - MESSAGES_KNOWN) {
                 change.write(write);
             }
+            change.write(storage::device_lists::prune(DEVICE_CHANGES));
             if let Err(error) = app.log.append(change).await {
-                tracing::error!(%error, "cannot forget which messages came and were sent");
+                tracing::error!(%error, "cannot forget which devices changed, and which messages came and were sent");
             }
         }
         let before = std::mem::replace(&mut head, app.log.head());

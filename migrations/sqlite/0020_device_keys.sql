@@ -73,11 +73,13 @@ CREATE TABLE remote_device (
     PRIMARY KEY (user_nid, device_id)
 ) WITHOUT ROWID;
 
--- stream_id: up to where the list is known; is_stale: it must be asked for again.
+-- stream_id: up to where the list is known, as its server counts; is_stale: it must be asked for again.
+-- pos: the place in the log when it was asked for. It is kept up to date only while a room is shared.
 CREATE TABLE remote_device_list (
     user_nid INTEGER PRIMARY KEY,
     stream_id BIGINT NOT NULL,
-    is_stale BOOLEAN NOT NULL
+    is_stale BOOLEAN NOT NULL,
+    pos BIGINT NOT NULL
 );
 
 -- Up to where a server was told whose devices have changed. Without a row: to where it came into the first room.

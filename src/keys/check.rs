@@ -57,7 +57,9 @@ fn has_texts(value: &CanonicalJsonValue) -> bool {
 
 /// Makes sure that there are signatures, by user and by key.
 fn expect_signatures(object: &CanonicalJsonObject) -> Result<()> {
-    let signatures = object.get("signatures").and_then(CanonicalJsonValue::as_object);
+    let signatures = object
+        .get("signatures")
+        .and_then(CanonicalJsonValue::as_object);
     if signatures.is_some_and(|signatures| signatures.values().all(has_texts)) {
         return Ok(());
     }
@@ -74,7 +76,9 @@ pub(super) fn device_keys(json: &RawValue, user: &UserId, device: &str) -> Resul
     let mut object = object(json)?;
     expect_text(&object, "user_id", user.as_str())?;
     expect_text(&object, "device_id", device)?;
-    let algorithms = object.get("algorithms").and_then(CanonicalJsonValue::as_array);
+    let algorithms = object
+        .get("algorithms")
+        .and_then(CanonicalJsonValue::as_array);
     if !algorithms.is_some_and(|all| all.iter().all(|one| one.as_str().is_some())) {
         return Err(Error::bad_json("`algorithms` is no list of texts"));
     }
@@ -162,9 +166,8 @@ impl SigningKey {
     pub(super) fn new(object: CanonicalJsonObject, user: &UserId, usage: &str) -> Result<Self> {
         expect_text(&object, "user_id", user.as_str())?;
         let usages = object.get("usage").and_then(CanonicalJsonValue::as_array);
-        let is_for = |usages: &[CanonicalJsonValue]| {
-            usages.iter().any(|one| one.as_str() == Some(usage))
-        };
+        let is_for =
+            |usages: &[CanonicalJsonValue]| usages.iter().any(|one| one.as_str() == Some(usage));
         if !usages.is_some_and(|usages| is_for(usages)) {
             return Err(Error::bad_json(format!("`usage` has no {usage}")));
         }
@@ -201,7 +204,11 @@ pub(super) fn signature<'o>(
     key_id: &str,
 ) -> Option<&'o str> {
     let signatures = object.get("signatures")?.as_object()?;
-    signatures.get(signer.as_str())?.as_object()?.get(key_id)?.as_str()
+    signatures
+        .get(signer.as_str())?
+        .as_object()?
+        .get(key_id)?
+        .as_str()
 }
 
 /// Whether the signature of a user on an object that is called `key_id` was made with a key.
@@ -304,7 +311,10 @@ mod tests {
     #[test]
     fn one_time_keys_are_as_they_must_be() {
         let signed = json!({ "key": "k", "signatures": { "@a:b": { "ed25519:D": "s" } } });
-        for (id, json) in [("curve25519:A", json!("k")), ("signed_curve25519:A", signed)] {
+        for (id, json) in [
+            ("curve25519:A", json!("k")),
+            ("signed_curve25519:A", signed),
+        ] {
             let key = small_key(id, &raw(&json)).unwrap();
             assert_eq!(key.key_id, "A");
         }

@@ -12,15 +12,16 @@ use ruma::{
     serde::Raw,
 };
 use serde_json::{Value, value::RawValue};
+use tokio::time::Instant;
 
-use super::{check, others};
+use super::{check, others, remote};
 use crate::{
     app::App,
     error::{Error, Result},
     storage::{
         UserNid,
         cross_signing::{self, Signature},
-        keys,
+        keys, remote_devices,
     },
 };
 
@@ -75,17 +76,25 @@ pub async fn query(
 ) -> Result<Keys> {
     let (here, elsewhere) = queried.into_iter().partition(|(id, _)| app.is_local(id));
     let mut keys = query_here(app, &here, Eyes::User(viewer)).await?;
-    let unknown = add_known(app, &mut keys, elsewhere, viewer).await?;
+    let until = Instant::now() + timeout;
+    let mut unknown = add_known(app, &mut keys, elsewhere, viewer).await?;
+    if !unknown.is_empty() {
+        let ids = unknown.keys().map(|id| &**id);
+        let users = app.names.find_users(&app.db, ids).await?;
+        remote::fetch(app, users.into_iter().collect(), timeout).await?;
+        unknown = add_known(app, &mut keys, unknown, viewer).await?;
+    }
     let mut requests: BTreeMap<OwnedServerName, Queried> = BTreeMap::new();
     for (user, devices) in unknown {
         let server = user.server_name().to_owned();
         requests.entry(server).or_default().insert(user, devices);
     }
     let asked = requests.clone();
+    let left = until.saturating_duration_since(Instant::now());
     let requests = requests
         .into_iter()
         .map(|(server, queried)| (server, get_keys::v1::Request::new(queried)));
-    let (answers, failures) = others::ask(app, requests.collect(), timeout).await;
+    let (answers, failures) = others::ask(app, requests.collect(), left).await;
     keys.failures = failures;
     for (server, answer) in answers {
         if let Some(asked) = asked.get(&server) {
@@ -127,7 +136,10 @@ async fn add_known(
         let ids = ids.iter().map(|id| &**id);
         let mut nids = app.names.find_users(&app.db, ids).await?;
         let users: Vec<UserNid> = nids.values().copied().collect();
-        let known: HashSet<UserNid> = keys::known(&app.db, &users).await?.into_iter().collect();
+        let known: HashSet<UserNid> = remote_devices::known(&app.db, &users)
+            .await?
+            .into_iter()
+            .collect();
         if known.is_empty() {
             continue;
         }

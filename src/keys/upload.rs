@@ -65,8 +65,8 @@ pub async fn upload(app: &App, upload: &Upload<'_>) -> Result<Counts> {
         if let Some(json) = &device_keys {
             is_new |= set_device_keys(app, &mut change, upload, json).await?;
         }
-        let is_more = add_one_time(app, &mut change, upload.device, &one_time).await?
-            | !fallback.is_empty();
+        let is_more =
+            add_one_time(app, &mut change, upload.device, &one_time).await? | !fallback.is_empty();
         for SmallKey {
             algorithm,
             key_id,
@@ -147,10 +147,15 @@ async fn add_one_time(
         .collect();
     let mut is_more = false;
     for key in uploaded {
-        let is_named =
-            |algorithm: &String, key_id: &String| *algorithm == key.algorithm && *key_id == key.key_id;
-        let in_stock = stock.iter().find(|(algorithm, id, _)| is_named(algorithm, id));
-        let was_used = used.iter().find(|(algorithm, id, _)| is_named(algorithm, id));
+        let is_named = |algorithm: &String, key_id: &String| {
+            *algorithm == key.algorithm && *key_id == key.key_id
+        };
+        let in_stock = stock
+            .iter()
+            .find(|(algorithm, id, _)| is_named(algorithm, id));
+        let was_used = used
+            .iter()
+            .find(|(algorithm, id, _)| is_named(algorithm, id));
         let is_same = match (in_stock, was_used) {
             (Some((_, _, json)), _) => *json == key.json,
             (None, Some((_, _, hash))) => *hash == hash_of(&key.json),

@@ -1,16 +1,28 @@
-//! What another server must be told that is no event: messages for its devices. It waits in the database until the server has
-//! taken it.
+//! What another server must be told that is no event: messages for its devices, and whose devices have changed. It waits in
+//! the database until the server has taken it.
+
+use std::collections::HashSet;
+
+use ruma::{OwnedUserId, encryption::DeviceKeys, serde::Raw};
+use serde::Serialize;
+use serde_json::value::RawValue;
 
 use crate::{
     app::App,
-    error::Result,
+    error::{Error, Result},
+    keys::{self, Eyes, Keys, Queried},
     log::Change,
-    storage::{Pos, ServerNid, to_device},
+    storage::{
+        Pos, ServerNid, UserNid,
+        device_lists::{self, Untold},
+        to_device,
+    },
 };
 
-/// How many of the hundred EDUs of a transaction are such.
-const MOST: i64 = 50;
-/// How many bytes they have when there are more than one.
+/// How many messages, and how many changes of devices, are in a transaction of a hundred EDUs.
+const MESSAGES: i64 = 30;
+const CHANGES: i64 = 20;
+/// How many bytes of messages there are when there are more than one.
 const BYTES: usize = 512 << 10;
 
 /// The first of what waits for a server.
@@ -20,6 +32,8 @@ pub(super) struct Durable {
     pub(super) edus: Vec<String>,
     /// Up to where the messages are among them.
     upto: Pos,
+    /// Up to where the changes of devices are, if there are any.
+    devices: Option<Pos>,
     /// Whether more waits.
     pub(super) has_more: bool,
 }
@@ -34,6 +48,7 @@ impl Durable {
         Self {
             edus: edus.iter().map(|edu| (*edu).to_owned()).collect(),
             upto,
+            devices: None,
             has_more,
         }
     }
@@ -44,31 +59,107 @@ impl Durable {
 /// # Errors
 /// If the database fails.
 pub(super) async fn read(app: &App, server: ServerNid) -> Result<Durable> {
-    let waiting = to_device::out(&app.db, server, MOST + 1).await?;
+    let waiting = to_device::out(&app.db, server, MESSAGES + 1).await?;
     let mut bytes = 0;
     let fitting = waiting.iter().take_while(|message| {
         bytes += message.json.len();
         bytes <= BYTES || bytes == message.json.len()
     });
-    let count = fitting.count().min(usize::try_from(MOST).unwrap_or(1));
-    Ok(Durable {
-        has_more: count < waiting.len(),
+    let most = usize::try_from(MESSAGES).unwrap_or(1);
+    let count = fitting.count().min(most);
+    let after = device_lists::told(&app.db, server).await?;
+    let changes = device_lists::untold(&app.db, server, after, CHANGES + 1).await?;
+    let most = usize::try_from(CHANGES).unwrap_or(1);
+    let told = &changes[..changes.len().min(most)];
+    let mut durable = Durable {
+        has_more: count < waiting.len() || told.len() < changes.len(),
         upto: waiting[..count].last().map_or(0, |last| last.pos),
-        edus: waiting
-            .into_iter()
-            .take(count)
-            .map(|message| message.json)
-            .collect(),
-    })
+        devices: told.last().map(|last| last.pos),
+        edus: Vec::new(),
+    };
+    let messages = waiting.into_iter().take(count);
+    durable.edus.extend(messages.map(|message| message.json));
+    durable.edus.extend(changed(app, told).await?);
+    Ok(durable)
+}
+
+/// An EDU; its fields are in the order of canonical JSON.
+#[derive(Serialize)]
+struct Edu<C> {
+    content: C,
+    edu_type: &'static str,
+}
+
+#[derive(Serialize)]
+struct DeviceListUpdate<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deleted: Option<bool>,
+    device_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    keys: Option<&'a RawValue>,
+    prev_id: &'a [Pos],
+    stream_id: Pos,
+    user_id: &'a OwnedUserId,
+}
+
+#[derive(Serialize)]
+struct SigningKeyUpdate<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    master_key: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    self_signing_key: Option<&'a RawValue>,
+    user_id: &'a OwnedUserId,
+}
+
+/// What is told of some changes: how it is now.
+async fn changed(app: &App, changes: &[Untold]) -> Result<Vec<String>> {
+    let users: HashSet<UserNid> = changes.iter().map(|change| change.user).collect();
+    let users: Vec<UserNid> = users.into_iter().collect();
+    let ids = app.names.user_ids(&app.db, &users).await?;
+    let queried: Queried = ids.values().map(|id| (id.clone(), Vec::new())).collect();
+    let keys = keys::query_here(app, &queried, Eyes::Server).await?;
+    changes
+        .iter()
+        .filter_map(|change| Some(edu(change, ids.get(&change.user)?, &keys)))
+        .collect()
+}
+
+fn edu(change: &Untold, user: &OwnedUserId, keys: &Keys) -> Result<String> {
+    let edu = if change.device_id.is_empty() {
+        let content = SigningKeyUpdate {
+            master_key: keys.master.get(user).map(Raw::json),
+            self_signing_key: keys.self_signing.get(user).map(Raw::json),
+            user_id: user,
+        };
+        let edu_type = "m.signing_key_update";
+        serde_json::to_string(&Edu { content, edu_type })
+    } else {
+        let devices = keys.devices.get(user);
+        let device = devices.and_then(|devices| devices.get(change.device_id.as_str()));
+        let content = DeviceListUpdate {
+            deleted: device.is_none().then_some(true),
+            device_id: &change.device_id,
+            keys: device.map(Raw::<DeviceKeys>::json),
+            prev_id: change.before.as_slice(),
+            stream_id: change.pos,
+            user_id: user,
+        };
+        let edu_type = "m.device_list_update";
+        serde_json::to_string(&Edu { content, edu_type })
+    };
+    edu.map_err(Error::internal)
 }
 
 /// The server has taken it.
 ///
 /// # Errors
 /// If the database fails: then the server gets it once more.
-pub(super) async fn taken(app: &App, server: ServerNid, upto: &Durable) -> Result<()> {
+pub(super) async fn taken(app: &App, server: ServerNid, durable: &Durable) -> Result<()> {
     let mut change = Change::new();
-    change.write(to_device::remove_out(server, upto.upto));
+    change.write(to_device::remove_out(server, durable.upto));
+    if let Some(pos) = durable.devices {
+        change.write(device_lists::set_told(server, pos));
+    }
     app.log.append(change).await?;
     Ok(())
 }

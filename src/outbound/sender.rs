@@ -30,7 +30,7 @@ use crate::{
     storage::{
         Event, Pos, Receipt, ReceiptThread, ServerNid, UserNid,
         destinations::{self, DestinationRow},
-        to_device,
+        device_lists, to_device,
     },
     telemetry::Queue,
 };
@@ -175,7 +175,8 @@ impl Sender {
                 let alive = destinations::alive(db).await?;
                 let behind = destinations::behind(db).await?;
                 let failing = destinations::failing(db).await?;
-                let waiting = to_device::servers_waiting(db).await?;
+                let mut waiting = to_device::servers_waiting(db).await?;
+                waiting.extend(device_lists::servers_behind(db).await?);
                 Ok::<_, Error>((alive, behind, failing, waiting))
             };
             match read.await {
@@ -204,11 +205,7 @@ impl Sender {
             }
             self.touched.insert(server);
         }
-        for (server, name) in waiting {
-            if let Ok(name) = OwnedServerName::try_from(name) {
-                self.destination(&name, server).add_durable();
-            }
-        }
+        self.wait_for_durable(waiting);
     }
 
     fn destination(&mut self, name: &ServerName, server: ServerNid) -> &mut Destination {
@@ -240,6 +237,7 @@ impl Sender {
                 self.destination(&name, server).add_durable();
                 return;
             }
+            News::Devices(user) => return self.devices(user).await,
             News::Heard(name) => return self.heard(&name),
             News::Typing { room, user, typing } => self.typing(&room, user, typing).await,
             News::Receipt { room, receipt } => self.receipt(&room, &receipt).await,
@@ -311,6 +309,24 @@ impl Sender {
             said,
         };
         Ok(Some((Arc::new(note), joined(room))))
+    }
+
+    /// The devices of a user have changed: for the servers that share a room with them.
+    async fn devices(&mut self, user: UserNid) {
+        match device_lists::servers(&self.app.db, user).await {
+            Ok(servers) => self.wait_for_durable(servers),
+            Err(error) => {
+                tracing::warn!(%error, "other servers are told later whose devices have changed")
+            }
+        }
+    }
+
+    fn wait_for_durable(&mut self, servers: Vec<(ServerNid, String)>) {
+        for (server, name) in servers {
+            if let Ok(name) = OwnedServerName::try_from(name) {
+                self.destination(&name, server).add_durable();
+            }
+        }
     }
 
     fn address(&mut self, (note, servers): Addressed) {

@@ -17,6 +17,7 @@ use crate::{
     app::App,
     early_receipts::RemoteReceipt,
     error::Result,
+    keys,
     log::{AppendError, Change},
     presence::{self, View},
     room::{receipts, server_acl},
@@ -49,6 +50,14 @@ pub async fn receive(app: &Arc<App>, origin: &ServerName, edus: &[Raw<Edu>]) -> 
             Ok(Edu::Presence(content)) => presence(app, origin, content.push, &mut left).await,
             Ok(Edu::DirectToDevice(content)) => {
                 to_device(app, origin, &content).await?;
+                Ok(())
+            }
+            Ok(Edu::DeviceListUpdate(content)) => {
+                keys::remote::updated(app, origin, content).await?;
+                Ok(())
+            }
+            Ok(Edu::SigningKeyUpdate(content)) => {
+                keys::remote::signing_keys_updated(app, origin, content).await?;
                 Ok(())
             }
             Ok(_) => Ok(()),

@@ -150,14 +150,18 @@ pub fn unsign_with(user: UserNid, signer_key: &str) -> Write {
     Write::Run(statement, args![user, signer_key])
 }
 
+/// Forgets the keys of a user.
+#[must_use]
+pub fn delete_keys(user: UserNid) -> Write {
+    let statement = sql!("DELETE FROM cross_signing_key WHERE user_nid = $1");
+    Write::Run(statement, args![user])
+}
+
 /// Deletes all keys of a user, with the signatures of what is theirs.
 #[must_use]
 pub fn delete_all(user: UserNid) -> [Write; 2] {
     [
-        Write::Run(
-            sql!("DELETE FROM cross_signing_key WHERE user_nid = $1"),
-            args![user],
-        ),
+        delete_keys(user),
         Write::Run(
             sql!("DELETE FROM key_signature WHERE user_nid = $1"),
             args![user],

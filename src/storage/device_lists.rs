@@ -16,14 +16,17 @@ pub fn change(at: Position, user: UserNid, device_id: &str) -> Write {
     Write::Insert(&CHANGE, args![at, user, device_id])
 }
 
-/// Forgets changes up to a position, but for the newest of each user: the next one refers to it.
+/// Forgets all changes but so many, and but for the newest of each user and of each user's devices: what comes next refers
+/// to it.
 #[must_use]
-pub fn prune(upto: Pos) -> Write {
+pub fn prune(kept: i64) -> Write {
     let statement = sql!(
-        "DELETE FROM device_change WHERE pos <= $1 ",
-        "AND pos < (SELECT max(n.pos) FROM device_change n WHERE n.user_nid = device_change.user_nid)"
+        "DELETE FROM device_change WHERE pos <= (SELECT k.pos FROM device_change k ORDER BY k.pos DESC LIMIT 1 OFFSET $1) ",
+        "AND pos < (SELECT max(n.pos) FROM device_change n WHERE n.user_nid = device_change.user_nid) ",
+        "AND (device_id = '' OR pos < (SELECT max(n.pos) FROM device_change n ",
+        "WHERE n.user_nid = device_change.user_nid AND n.device_id <> ''))"
     );
-    Write::Run(statement, args![upto])
+    Write::Run(statement, args![kept])
 }
 
 /// The users whose devices have changed after one position and up to another: of those who share a joined room with `user`
@@ -72,7 +75,7 @@ pub async fn watchers(db: &Db, user: UserNid) -> Result<Vec<UserNid>> {
     users(&db.rows(query, args![user]).await?)
 }
 
-fn users(rows: &[Row]) -> Result<Vec<UserNid>> {
+pub(super) fn users(rows: &[Row]) -> Result<Vec<UserNid>> {
     rows.iter().map(|row| row.get(0).map(UserNid)).collect()
 }
 
@@ -84,6 +87,80 @@ pub async fn servers(db: &Db, user: UserNid) -> Result<Vec<(ServerNid, String)>>
         "WHERE m.user_nid = $1 AND m.is_local AND m.membership = 2 AND r.joined_count > 0"
     );
     db.rows(query, args![user])
+        .await?
+        .iter()
+        .map(|row| Ok((ServerNid(row.get(0)?), row.get(1)?)))
+        .collect()
+}
+
+/// Something that a server is to be told.
+#[derive(Clone, Debug)]
+pub struct Untold {
+    /// When it happened.
+    pub pos: Pos,
+    /// Whose device it is.
+    pub user: UserNid,
+    /// The device; empty: the keys of the user.
+    pub device_id: String,
+    /// When a device of the same user had changed before.
+    pub before: Option<Pos>,
+}
+
+/// Up to where a server was told whose devices have changed; at first, up to where it came into a room.
+pub async fn told(db: &Db, server: ServerNid) -> Result<Pos> {
+    let query = sql!(
+        "SELECT coalesce((SELECT pos FROM destination_devices WHERE server_nid = $1), ",
+        "(SELECT min(from_pos) FROM room_server WHERE server_nid = $1), 0)"
+    );
+    db.one(query, args![server]).await?.get(0)
+}
+
+static TOLD: Insert = Insert {
+    table: "destination_devices",
+    columns: &["server_nid", "pos"],
+    key: 1,
+    conflict: "ON CONFLICT (server_nid) DO UPDATE SET pos = excluded.pos",
+};
+
+/// Sets up to where a server was told.
+#[must_use]
+pub fn set_told(server: ServerNid, pos: Pos) -> Write {
+    Write::Insert(&TOLD, args![server, pos])
+}
+
+/// The first changes after a position that a server is to be told: those of local users with whom it shares a room.
+pub async fn untold(db: &Db, server: ServerNid, after: Pos, limit: i64) -> Result<Vec<Untold>> {
+    let query = sql!(
+        "SELECT c.pos, c.user_nid, c.device_id, ",
+        "(SELECT max(b.pos) FROM device_change b WHERE b.user_nid = c.user_nid AND b.pos < c.pos AND b.device_id <> '') ",
+        "FROM device_change c WHERE c.pos > $2 AND EXISTS (",
+        "SELECT 1 FROM membership m JOIN room_server r ON r.room_nid = m.room_nid AND r.server_nid = $1 ",
+        "WHERE m.user_nid = c.user_nid AND m.is_local AND m.membership = 2 AND r.joined_count > 0) ",
+        "ORDER BY c.pos LIMIT $3"
+    );
+    db.rows(query, args![server, after, limit])
+        .await?
+        .iter()
+        .map(|row| {
+            Ok(Untold {
+                pos: row.get(0)?,
+                user: UserNid(row.get(1)?),
+                device_id: row.get(2)?,
+                before: row.get(3)?,
+            })
+        })
+        .collect()
+}
+
+/// The servers that may not have been told of all changes, with their names.
+pub async fn servers_behind(db: &Db) -> Result<Vec<(ServerNid, String)>> {
+    let query = sql!(
+        "SELECT DISTINCT s.nid, s.name FROM device_change c ",
+        "JOIN membership m ON m.user_nid = c.user_nid AND m.is_local AND m.membership = 2 ",
+        "JOIN room_server r ON r.room_nid = m.room_nid AND r.joined_count > 0 JOIN server s ON s.nid = r.server_nid ",
+        "LEFT JOIN destination_devices d ON d.server_nid = r.server_nid WHERE c.pos > coalesce(d.pos, r.from_pos)"
+    );
+    db.rows(query, args![])
         .await?
         .iter()
         .map(|row| Ok((ServerNid(row.get(0)?), row.get(1)?)))

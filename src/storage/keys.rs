@@ -247,21 +247,10 @@ pub async fn counts(db: &Db, device: DeviceNid) -> Result<Counts> {
 
 /// When something of the devices of a user has changed last; 0 if nothing ever has.
 pub async fn changed(db: &Db, user: UserNid) -> Result<Pos> {
-    let query = sql!("SELECT coalesce(max(pos), 0) FROM device_change WHERE user_nid = $1");
-    db.one(query, args![user]).await?.get(0)
-}
-
-/// Of some users of other servers, those whose devices are known as they are now.
-pub async fn known(db: &Db, users: &[UserNid]) -> Result<Vec<UserNid>> {
     let query = sql!(
-        "SELECT user_nid FROM remote_device_list WHERE NOT is_stale AND user_nid ",
-        list(1)
+        "SELECT coalesce(max(pos), 0) FROM device_change WHERE user_nid = $1 AND device_id <> ''"
     );
-    db.rows(query, args![users])
-        .await?
-        .iter()
-        .map(|row| row.get(0).map(UserNid))
-        .collect()
+    db.one(query, args![user]).await?.get(0)
 }
 
 /// What is known of the keys of the devices of some users of other servers, of those devices that have any.

@@ -71,6 +71,7 @@ mod rate_limits;
 mod receipts;
 mod register;
 mod relations;
+mod remote_device_lists;
 mod remote_media;
 mod remote_spaces;
 mod resident;
