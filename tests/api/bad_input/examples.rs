@@ -184,7 +184,7 @@ static EXAMPLES: &[Example] = &[
     post("/pushers/set", r#"{"app_id":"a","pushkey":"b","kind":"http","app_display_name":"A","device_display_name":"D","profile_tag":"p","lang":"en","append":false,"data":{"url":"https://example.org/_matrix/push/v1/notify","format":"event_id_only"}}"#),
     put("/sendToDevice/{event_type}/{txn_id}", r#"{"messages":{"@bob:localhost":{"*":{"a":1}}}}"#),
     // Keys
-    post("/keys/upload", r#"{"device_keys":{"user_id":"{user_id}","device_id":"D","algorithms":["a"],"keys":{"ed25519:D":"x"},"signatures":{}},"one_time_keys":{"signed_curve25519:A":{"key":"x","signatures":{}}},"fallback_keys":{}}"#),
+    post("/keys/upload", r#"{"device_keys":{"user_id":"{user_id}","device_id":"{device_id}","algorithms":["a"],"keys":{"ed25519:{device_id}":"x"},"signatures":{}},"one_time_keys":{"signed_curve25519:A":{"key":"x","signatures":{}}},"fallback_keys":{"signed_curve25519:B":{"key":"x","signatures":{},"fallback":true}}}"#),
     post("/keys/query", r#"{"device_keys":{"@bob:localhost":["D"]},"timeout":5}"#),
     post("/keys/claim", r#"{"one_time_keys":{"@bob:localhost":{"D":"signed_curve25519"}},"timeout":5}"#),
     get("/keys/changes", "from=s0_0_0&to=s0_0_0"),
@@ -257,7 +257,7 @@ pub fn argument(name: &str, person: &Person<'_>) -> String {
 
 /// Puts good values into the text of an example.
 pub fn fill(text: &str, person: &Person<'_>) -> String {
-    ["room_id", "user_id", "event_id"]
+    ["room_id", "user_id", "event_id", "device_id"]
         .iter()
         .fold(text.to_owned(), |text, name| {
             text.replace(&format!("{{{name}}}"), &argument(name, person))
