@@ -286,6 +286,7 @@ impl FeedState {
     }
 
     /// How many keys of a device are left, if memory knows it, and what [`FeedState::keep_key_counts`] needs.
+    #[must_use]
     pub fn key_counts(&self, device: DeviceNid) -> (Option<Arc<Counts>>, u64) {
         (self.key_counts.get(&device).cloned(), self.key_changes)
     }

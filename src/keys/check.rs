@@ -168,7 +168,7 @@ impl SigningKey {
         let usages = object.get("usage").and_then(CanonicalJsonValue::as_array);
         let is_for =
             |usages: &[CanonicalJsonValue]| usages.iter().any(|one| one.as_str() == Some(usage));
-        if !usages.is_some_and(|usages| is_for(usages)) {
+        if !usages.is_some_and(is_for) {
             return Err(Error::bad_json(format!("`usage` has no {usage}")));
         }
         if object.contains_key("signatures") {

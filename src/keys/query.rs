@@ -260,12 +260,13 @@ fn are_of(json: &RawValue, user: &UserId, device: Option<&str>) -> bool {
 }
 
 /// The public half of a key that users sign with, which names it.
-fn public_key(object: &CanonicalJsonObject) -> Option<String> {
+pub(super) fn public_key(object: &CanonicalJsonObject) -> Option<String> {
     let keys = object.get("keys")?.as_object()?;
     let key = keys.values().next()?.as_str()?;
     Some(key.to_owned())
 }
 
+/// Reads keys that are stored.
 pub(super) fn parse(json: &str) -> Result<CanonicalJsonObject> {
     serde_json::from_str(json).map_err(Error::internal)
 }

@@ -24,6 +24,7 @@ use crate::{
     error::Result,
     log::Change,
     storage::{
+        UserNid,
         cross_signing::{self, Signature},
         keys,
     },
@@ -98,6 +99,8 @@ pub async fn add(
     }
     let users: BTreeSet<&UserId> = good.iter().map(|(user, ..)| &***user).collect();
     let nids = app.names.users(&app.db, &app.log, users).await?;
+    let of_users: Vec<UserNid> = nids.values().copied().collect();
+    let before = cross_signing::signatures(&app.db, &of_users, Some(me)).await?;
     let mut change = Change::new();
     let mut changed = BTreeSet::new();
     for (user, key_id, made) in good {
@@ -105,13 +108,17 @@ pub async fn add(
             continue;
         };
         for (signer_key, signature) in made {
-            change.write(cross_signing::sign(&Signature {
+            let signature = Signature {
                 user: nid,
                 key_id: key_id.to_owned(),
                 signer: me,
                 signer_key,
                 signature,
-            }));
+            };
+            if before.contains(&signature) {
+                continue;
+            }
+            change.write(cross_signing::sign(&signature));
             let is_device = user == id && known.devices.contains_key(key_id);
             changed.insert(if is_device { key_id } else { "" });
         }

@@ -4,7 +4,10 @@ use ruma::UserId;
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
-use super::check::{self, SmallKey};
+use super::{
+    check::{self, SmallKey},
+    query::{parse, public_key},
+};
 use crate::{
     app::App,
     bus::Effect,
@@ -112,12 +115,12 @@ async fn set_device_keys(
     if known.is_some_and(|known| known == json) {
         return Ok(false);
     }
-    let named_so = format!("\"ed25519:{}\"", upload.device_id);
-    let of_user = cross_signing::of_users(&app.db, &[upload.user]).await?;
-    if of_user.iter().any(|key| key.json.contains(&named_so)) {
-        return Err(Error::forbidden(
-            "the device is called as one of your keys for cross-signing",
-        ));
+    for key in cross_signing::of_users(&app.db, &[upload.user]).await? {
+        if public_key(&parse(&key.json)?).as_deref() == Some(upload.device_id) {
+            return Err(Error::forbidden(
+                "the device is called as one of your keys for cross-signing",
+            ));
+        }
     }
     change.write(keys::set(upload.device, json));
     change.write(cross_signing::unsign(upload.user, upload.device_id));

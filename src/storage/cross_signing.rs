@@ -15,7 +15,7 @@ pub struct CrossSigningKey {
 }
 
 /// A signature that was added to a key later.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Signature {
     /// Whose key was signed.
     pub user: UserNid,
