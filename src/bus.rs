@@ -458,20 +458,7 @@ impl Bus {
                 at,
                 threads,
             } => {
-                let mut seen = room.seen_mut();
-                seen.version = row.version;
-                seen.state_line = row.state_line;
-                seen.max_depth = row.max_depth;
-                seen.joined_count = row.joined_count;
-                seen.invited_count = row.invited_count;
-                seen.unread_idx = row.unread_idx;
-                if row.is_news {
-                    seen.bump_pos = at.after(first);
-                }
-                let pos = at.after(first);
-                seen.threads
-                    .extend(threads.iter().map(|(root, idx)| (*root, (*idx, pos))));
-                drop(seen);
+                head(&room, &row, at.after(first), &threads);
                 rooms.used(&room);
             }
             Effect::Member {
@@ -554,6 +541,23 @@ impl Bus {
             }
         }
     }
+}
+
+/// A room stands somewhere else now.
+fn head(room: &Room, row: &HeadRow, pos: Pos, threads: &[(storage::EventNid, i64)]) {
+    let mut seen = room.seen_mut();
+    seen.version = row.version;
+    seen.state_line = row.state_line;
+    seen.max_depth = row.max_depth;
+    seen.joined_count = row.joined_count;
+    seen.invited_count = row.invited_count;
+    seen.unread_idx = row.unread_idx;
+    if row.is_news {
+        seen.bump_pos = pos;
+    }
+    let threads = threads.iter();
+    seen.threads
+        .extend(threads.map(|(root, idx)| (*root, (*idx, pos))));
 }
 
 /// Those who have been told something and are still to be woken.
