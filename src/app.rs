@@ -86,6 +86,8 @@ pub struct App {
     pub staging: Staging,
     /// One transaction of each other server is worked on at a time.
     pub transactions: Turns<OwnedServerName>,
+    /// One request at a time changes the key backups of a user.
+    pub key_backups: Turns<UserNid>,
     /// What hashes passwords.
     pub passwords: Passwords,
     /// How often who did what.

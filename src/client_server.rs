@@ -9,6 +9,7 @@ mod devices;
 mod discovery;
 mod fallback;
 mod filters;
+mod key_backup;
 mod keys;
 mod membership;
 mod messages;
@@ -53,6 +54,7 @@ pub fn routes() -> Routes {
         .merge(discovery::routes())
         .merge(fallback::routes())
         .merge(filters::routes())
+        .merge(key_backup::routes())
         .merge(keys::routes())
         .merge(membership::routes())
         .merge(messages::routes())

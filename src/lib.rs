@@ -22,6 +22,7 @@ pub mod files;
 pub mod filter;
 pub mod flights;
 pub mod http;
+pub mod key_backup;
 pub mod keys;
 pub mod lazy_members;
 pub mod listen;

@@ -280,6 +280,7 @@ pub async fn open(config: Config) -> Result<Arc<App>, StartError> {
         early_receipts: EarlyReceipts::default(),
         staging: Staging::default(),
         transactions: Turns::default(),
+        key_backups: Turns::default(),
         passwords: Passwords::default(),
         buckets: Buckets::default(),
         nonces: Nonces::default(),

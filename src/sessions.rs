@@ -14,7 +14,7 @@ use crate::{
     storage::{
         DeviceNid, UserNid, account_data,
         accounts::{self, Account},
-        cross_signing, devices, filters, profiles, sessions, tokens,
+        cross_signing, devices, filters, key_backup, profiles, sessions, tokens,
     },
 };
 
@@ -259,8 +259,8 @@ pub async fn end_all_with(
     Ok(())
 }
 
-/// Closes an account for good: no password, no devices, no tokens, no account data. To `erase` means that there is no
-/// profile either, and that those who come later do not see what the user has sent.
+/// Closes an account for good: no password, no devices, no tokens, no account data, no key backups. To `erase`
+/// means that there is no profile either, and that those who come later do not see what the user has sent.
 ///
 /// # Errors
 /// If the database fails.
@@ -275,6 +275,9 @@ pub async fn deactivate(app: &App, user: UserNid, erase: bool) -> Result<()> {
         change.write(write);
     }
     change.write(filters::keep_newest(user, 0));
+    for write in key_backup::delete_all(user) {
+        change.write(write);
+    }
     if erase {
         change.write(profiles::delete_all(user));
     }

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::{app::App, log::Change, media, server_keys, storage};
+use crate::{app::App, key_backup, log::Change, media, server_keys, storage};
 
 /// How long rows of `commit_log` are kept, in milliseconds.
 const COMMITS_KEPT: i64 = 3_600_000;
@@ -35,6 +35,9 @@ pub async fn run(app: Arc<App>) {
             && let Err(error) = media::remote::sweep(&app).await
         {
             tracing::error!(%error, "cannot give up media of other servers");
+        }
+        if let Err(error) = key_backup::sweep(&app).await {
+            tracing::error!(%error, "cannot delete the keys of backups that are gone");
         }
         count += 1;
         if count % SELDOM == 0

@@ -23,6 +23,7 @@ const FLOORS: &[&[&str]] = &[
         "filter",
         "flights",
         "http",
+        "key_backup",
         "keys",
         "lazy_members",
         "listen",

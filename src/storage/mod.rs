@@ -28,6 +28,7 @@ pub mod graph;
 pub mod highlights;
 pub mod inbound;
 pub mod ingests;
+pub mod key_backup;
 pub mod keys;
 pub mod media;
 pub mod members;
@@ -61,7 +62,8 @@ pub use db::{
 pub use events::Event;
 pub use members::{Member, Membership};
 pub use nid::{
-    DeviceNid, EventNid, KeyNid, MediaNid, Pos, RoomNid, ServerNid, TypeNid, UserNid, pack, unpack,
+    BackupNid, DeviceNid, EventNid, KeyNid, MediaNid, Pos, RoomNid, ServerNid, TypeNid, UserNid,
+    pack, unpack,
 };
 pub use receipts::{ReadMarker, Receipt, ReceiptKind, ReceiptThread};
 pub use servers::ServerInRoom;

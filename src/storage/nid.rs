@@ -47,6 +47,8 @@ nids! {
     ServerNid,
     /// A file in the content repository.
     MediaNid,
+    /// The keys of a key backup.
+    BackupNid,
 }
 
 /// A place in the log: every change has one, in the order of the commits.

@@ -47,6 +47,7 @@ mod hostile_joins;
 mod hostile_state;
 mod hostile_transactions;
 mod joins_at_once;
+mod key_backup;
 mod keys;
 mod kills;
 mod kills_while_fetching;
