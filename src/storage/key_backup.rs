@@ -272,7 +272,8 @@ pub async fn worths(
     let query = sql!(
         "SELECT list.value, k.session_id, k.is_verified, k.first_message_index, k.forwarded_count FROM ",
         rows(2),
-        " JOIN key_backup_session k ON k.backup_nid = $1 AND k.room_id = list.value",
+        // The list first: SQLite would go through all keys and look for each in the list.
+        " CROSS JOIN key_backup_session k WHERE k.backup_nid = $1 AND k.room_id = list.value",
         only {
             sqlite: "",
             postgres: "::json"

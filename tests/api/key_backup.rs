@@ -467,6 +467,27 @@ async fn large_backups_are_read_and_deleted_in_parts() {
     assert_eq!(room, json!({ "sessions": {} }));
 }
 
+#[tokio::test]
+async fn it_is_quick_to_find_which_keys_are_there() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let v = &version(&alice).await;
+    let keys: serde_json::Map<_, _> = (0..10_000)
+        .map(|number| (number.to_string(), key(1, 0, true, "k")))
+        .collect();
+    let body = json!({ "sessions": keys });
+    let of = &format!("/{ROOM}");
+    let twice = async {
+        for _ in 0..2 {
+            let answer = put(&alice, of, v, body.clone()).await.ok();
+            assert_eq!(answer, json!({ "count": 10_000, "etag": "1" }));
+        }
+    };
+    // To go through all keys for each of them takes minutes.
+    let twice = tokio::time::timeout(Duration::from_secs(30), twice).await;
+    twice.expect("an answer in time");
+}
+
 /// Prints how long things take with a hundred thousand keys: `cargo test --test api key_backup::measure -- --ignored --nocapture`.
 #[tokio::test]
 #[ignore = "a measurement, which takes minutes in a debug build"]
