@@ -237,6 +237,9 @@ impl Default for Presence {
 pub struct Media {
     /// The size of the largest file that may be uploaded.
     pub max_upload_bytes: u64,
+    /// What all files of one user may take together; without it, as much as
+    /// there is.
+    pub max_user_bytes: Option<u64>,
     /// Whether media are also served on the old paths that need no login.
     pub unauthenticated: bool,
     /// Asynchronous uploads that one user may have begun and not finished.
@@ -252,6 +255,7 @@ impl Default for Media {
     fn default() -> Self {
         Self {
             max_upload_bytes: 50 * 1024 * 1024,
+            max_user_bytes: None,
             unauthenticated: false,
             max_pending_uploads: 10,
             pending_upload_seconds: 24 * 60 * 60,

@@ -351,6 +351,7 @@ fn example_shows_every_setting_and_its_default() {
     config.database = Database::default();
     config.registration.shared_secret = None;
     config.application_services = Vec::new();
+    config.media.max_user_bytes = None;
     config.federation.ca_file = None;
     config.sessions.refresh_token_seconds = None;
     config.well_known = WellKnown::default();

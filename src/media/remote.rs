@@ -86,7 +86,7 @@ async fn download(
     let (draft, description) = receive(app, server, media_id, wait).await?;
     let nid = MediaNid(app.log.new_id()?);
     let name = (server.as_str().to_owned(), media_id.to_owned());
-    let kept = upload::keep(app, draft, description, move |app, content| {
+    let kept = upload::keep(app, None, draft, description, move |app, content| {
         let name = (name.0.as_str(), name.1.as_str());
         media::add(nid, name, None, content, app.clock.now())
     });

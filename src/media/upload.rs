@@ -41,22 +41,26 @@ pub struct Description {
 /// Uploads a file under a new name.
 ///
 /// # Errors
-/// `M_TOO_LARGE`, or if the body breaks off.
+/// `M_TOO_LARGE`, `M_FORBIDDEN` if the user has too many files, or if the body breaks off.
 pub async fn upload<E>(
     app: &Arc<App>,
     user: UserNid,
     description: Description,
     body: impl Stream<Item = Result<Bytes, E>>,
 ) -> Result<OwnedMxcUri> {
-    let draft = receive(app, description.length, body).await?;
+    let draft = receive(app, user, description.length, body).await?;
     let (nid, media_id) = (MediaNid(app.log.new_id()?), new_id());
     let uri = uri(app, &media_id);
-    keep(app, draft, description, move |app, content| {
+    let kept = keep(app, Some(user), draft, description, move |app, content| {
         let name = (app.name().as_str(), media_id.as_str());
         media::add(nid, name, Some(user), content, app.clock.now())
-    })
-    .await?;
-    Ok(uri)
+    });
+    match kept.await {
+        // Another upload has filled what was left.
+        Err(Error::Append(AppendError::Unexpected)) => Err(over_quota()),
+        Err(error) => Err(error),
+        Ok(()) => Ok(uri),
+    }
 }
 
 /// Makes a name for an upload to come; answers it and until when it can be used, in milliseconds since 1970.
@@ -97,14 +101,17 @@ pub async fn upload_to<E>(
     body: impl Stream<Item = Result<Bytes, E>>,
 ) -> Result<()> {
     let nid = reserved(app, user, server_name, media_id).await?.nid;
-    let draft = receive(app, description.length, body).await?;
-    let kept = keep(app, draft, description, move |_, content| {
+    let draft = receive(app, user, description.length, body).await?;
+    let kept = keep(app, Some(user), draft, description, move |_, content| {
         media::fill(nid, content)
     });
     match kept.await {
         Err(Error::Append(AppendError::Unexpected)) => {
             // Somebody was faster, or the name has expired meanwhile: looking again tells which.
             reserved(app, user, server_name, media_id).await?;
+            if app.config.media.max_user_bytes.is_some() {
+                return Err(over_quota());
+            }
             Err(Error::not_found("there is no such media any more"))
         }
         Err(error) => Err(error),
@@ -148,9 +155,29 @@ async fn reserved(
     Ok(media)
 }
 
+/// Makes sure that a user may have so many bytes more.
+///
+/// # Errors
+/// `M_FORBIDDEN`.
+async fn expect_quota(app: &App, user: UserNid, more: u64) -> Result<()> {
+    let Some(most) = app.config.media.max_user_bytes else {
+        return Ok(());
+    };
+    let used = media::bytes_of(&app.db, user).await?.unsigned_abs();
+    if used.saturating_add(more) > most {
+        return Err(over_quota());
+    }
+    Ok(())
+}
+
+fn over_quota() -> Error {
+    Error::forbidden("your files take as much as they may together")
+}
+
 /// Writes a body to the disk as it comes.
 async fn receive<E>(
     app: &App,
+    user: UserNid,
     length: Option<u64>,
     body: impl Stream<Item = Result<Bytes, E>>,
 ) -> Result<Draft> {
@@ -159,13 +186,17 @@ async fn receive<E>(
     if length.is_some_and(|length| length > limit) {
         return Err(too_large());
     }
+    expect_quota(app, user, length.unwrap_or(0)).await?;
     let mut draft = app.files.draft().await.map_err(Error::internal)?;
     let mut body = pin!(body);
     loop {
         let bytes = match tokio::time::timeout(IDLE, body.next()).await {
             Ok(Some(Ok(bytes))) => bytes,
             Ok(Some(Err(_))) => return Err(Error::refused("the upload broke off")),
-            Ok(None) => return Ok(draft),
+            Ok(None) => {
+                expect_quota(app, user, draft.bytes()).await?;
+                return Ok(draft);
+            }
             Err(_) => {
                 return Err(Error::new(
                     StatusCode::REQUEST_TIMEOUT,
@@ -181,9 +212,11 @@ async fn receive<E>(
     }
 }
 
-/// Moves a received file to its place, and writes that down with what `name` returns.
+/// Moves a received file to its place, and writes that down with what `name` returns. If it is the file of a `user` who has
+/// too many then, the change is refused.
 pub(super) async fn keep<F>(
     app: &Arc<App>,
+    user: Option<UserNid>,
     draft: Draft,
     description: Description,
     name: F,
@@ -208,6 +241,10 @@ where
         let mut change = Change::new();
         change.write(media::use_blob(&hash, bytes, app.clock.now()));
         change.write(name(&app, content));
+        if let (Some(user), Some(most)) = (user, app.config.media.max_user_bytes) {
+            let most = i64::try_from(most).unwrap_or(i64::MAX);
+            change.write(media::expect_at_most(user, most));
+        }
         app.log.append(change).await?;
         Ok(())
     };

@@ -68,6 +68,25 @@ pub fn use_blob(hash: &ContentHash, bytes: i64, now: i64) -> Write {
     Write::Run(statement, args![&hash[..], bytes, now])
 }
 
+/// How many bytes the media of a user take; the same content counts each time.
+pub async fn bytes_of(db: &Db, user: UserNid) -> Result<i64> {
+    let query = sql!(
+        "SELECT CAST(coalesce(sum(b.bytes), 0) AS BIGINT) FROM media m JOIN blob b ON b.sha256 = m.sha256 ",
+        "WHERE m.user_nid = $1"
+    );
+    db.one(query, args![user]).await?.get(0)
+}
+
+/// Refuses the change if the media of a user take more bytes than this.
+#[must_use]
+pub fn expect_at_most(user: UserNid, bytes: i64) -> Write {
+    let statement = sql!(
+        "UPDATE account SET deactivated = deactivated WHERE user_nid = $1 AND $2 >= ",
+        "(SELECT coalesce(sum(b.bytes), 0) FROM media m JOIN blob b ON b.sha256 = m.sha256 WHERE m.user_nid = $1)"
+    );
+    Write::Expect(statement, args![user, bytes], 1)
+}
+
 /// The contents whose hashes begin with this byte.
 pub async fn blobs(db: &Db, first: u8) -> Result<Vec<ContentHash>> {
     let query = sql!("SELECT sha256 FROM blob WHERE sha256 BETWEEN $1 AND $2");

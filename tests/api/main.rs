@@ -67,6 +67,7 @@ mod presence;
 mod profile;
 mod push_rules;
 mod queries;
+mod quotas;
 mod random_graphs;
 #[path = "../../federation/tests/tables/random_room.rs"]
 mod random_room;
