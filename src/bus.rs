@@ -421,6 +421,12 @@ impl Bus {
         self.one(member.user, told, |feed| feed.member_changed(member));
     }
 
+    fn devices(&self, user: UserNid, watchers: Vec<UserNid>, pos: Pos, told: &mut Told) {
+        for watcher in watchers {
+            self.one(watcher, told, |feed| feed.devices_changed(user, pos));
+        }
+    }
+
     fn resolved(&self, room: &Room, changes: Option<StateChanges>, pos: Pos, told: &mut Told) {
         let mut seen = room.seen_mut();
         match changes {
@@ -519,19 +525,14 @@ impl Bus {
                 watchers,
                 at,
             } => {
-                let pos = at.after(first);
                 if is_local {
                     self.outgoing.tell(News::Devices(user));
                 }
-                for watcher in watchers {
-                    self.one(watcher, told, |feed| feed.devices_changed(user, pos));
-                }
+                self.devices(user, watchers, at.after(first), told);
             }
             Effect::ToDevice { user, device, at } => {
-                let (first, last) = (at.after(first), at.after(first));
-                self.one(user, told, |feed| {
-                    feed.add_messages(device, Inbox { first, last });
-                });
+                let new = Inbox::of_one(at.after(first));
+                self.one(user, told, |feed| feed.add_messages(device, new));
             }
             Effect::KeyCounts { user, device } => {
                 self.one(user, told, |feed| feed.key_counts_changed(device));

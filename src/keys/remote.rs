@@ -52,7 +52,7 @@ pub(super) async fn fetch(
             match timeout_at(deadline, fetch_one(app, &id, nid)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
-                    tracing::debug!(user = %id, %error, "a list of devices is not known")
+                    tracing::debug!(user = %id, %error, "a list of devices is not known");
                 }
                 Err(_) => tracing::debug!(user = %id, "a list of devices has not come in time"),
             }

@@ -316,7 +316,7 @@ impl Sender {
         match device_lists::servers(&self.app.db, user).await {
             Ok(servers) => self.wait_for_durable(servers),
             Err(error) => {
-                tracing::warn!(%error, "other servers are told later whose devices have changed")
+                tracing::warn!(%error, "other servers are told later whose devices have changed");
             }
         }
     }

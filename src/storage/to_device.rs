@@ -21,6 +21,17 @@ pub struct Inbox {
     pub last: Pos,
 }
 
+impl Inbox {
+    /// That of a device for which one message waits.
+    #[must_use]
+    pub fn of_one(pos: Pos) -> Self {
+        Self {
+            first: pos,
+            last: pos,
+        }
+    }
+}
+
 static TO_DEVICE: Insert = Insert {
     table: "to_device",
     columns: &["device_nid", "pos", "json"],
