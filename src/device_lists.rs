@@ -27,9 +27,11 @@ pub async fn changed(
         last = Some(at);
     }
     if let Some(at) = last {
-        let mut watchers = device_lists::watchers(&app.db, user).await?;
-        watchers.push(user);
         let is_local = app.is_local(&app.names.user_id(&app.db, user).await?);
+        let mut watchers = device_lists::watchers(&app.db, user, is_local).await?;
+        if is_local {
+            watchers.push(user);
+        }
         change.effect(Effect::Devices {
             user,
             is_local,

@@ -22,6 +22,8 @@ use crate::{
 const DEVICES: usize = 10_000;
 /// The largest content of a message, in bytes: as large as that of an event.
 const CONTENT_BYTES: usize = 64 << 10;
+/// The longest type, in bytes: as long as that of an event.
+const TYPE_BYTES: usize = 255;
 /// Of what size an EDU with more than one message is at most, in bytes.
 const EDU_BYTES: usize = 48 << 10;
 
@@ -46,6 +48,9 @@ impl Messages<'_> {
     /// # Errors
     /// `M_TOO_LARGE`.
     pub fn check(&self) -> Result<()> {
+        if self.event_type.len() > TYPE_BYTES {
+            return Err(Error::too_large("the type is too long"));
+        }
         let contents = || self.contents.values().flatten();
         if contents().count() > DEVICES {
             return Err(Error::too_large(format!(

@@ -34,6 +34,8 @@ const MOST: usize = 64;
 /// The largest list, in bytes and in devices.
 const BYTES: u64 = 4 << 20;
 const DEVICES: usize = 1000;
+/// The longest id of a device, in bytes.
+const DEVICE_ID: usize = 255;
 /// The longest that a server has to answer.
 const LONGEST: Duration = Duration::from_secs(20);
 
@@ -75,7 +77,9 @@ async fn fetch_one(app: &App, id: &UserId, user: UserNid) -> Result<()> {
     change.write(remote_devices::delete_all(user));
     for device in list.devices.into_iter().take(DEVICES) {
         let device_id = device.device_id.to_string();
-        if let Ok(keys) = check::device_keys(device.keys.json(), id, &device_id) {
+        if device_id.len() <= DEVICE_ID
+            && let Ok(keys) = check::device_keys(device.keys.json(), id, &device_id)
+        {
             let device = RemoteDevice {
                 device_id,
                 display_name: device.device_display_name,
@@ -178,7 +182,8 @@ async fn device(
         return Ok(Some(remote_devices::delete(user, &device_id)));
     }
     let count = remote_devices::count(&app.db, user).await?;
-    if usize::try_from(count).map_or(true, |count| count >= DEVICES) || device_id.len() > 255 {
+    if usize::try_from(count).map_or(true, |count| count >= DEVICES) || device_id.len() > DEVICE_ID
+    {
         return Ok(None);
     }
     let keys = content.keys.as_ref();

@@ -66,12 +66,20 @@ pub async fn members(db: &Db, rooms: &[RoomNid]) -> Result<Vec<UserNid>> {
     users(&db.rows(query, args![rooms]).await?)
 }
 
-/// The local users who share a joined room with a user.
-pub async fn watchers(db: &Db, user: UserNid) -> Result<Vec<UserNid>> {
-    let query = sql!(
-        "SELECT DISTINCT theirs.user_nid FROM membership mine JOIN membership theirs ON theirs.room_nid = mine.room_nid ",
-        "WHERE mine.user_nid = $1 AND mine.membership = 2 AND theirs.membership = 2 AND theirs.is_local"
-    );
+/// The local users who share a joined room with a user, who is a local one or not.
+pub async fn watchers(db: &Db, user: UserNid, is_local: bool) -> Result<Vec<UserNid>> {
+    // There is an index for each of the two.
+    let query = if is_local {
+        sql!(
+            "SELECT DISTINCT theirs.user_nid FROM membership mine JOIN membership theirs ON theirs.room_nid = mine.room_nid ",
+            "WHERE mine.user_nid = $1 AND mine.is_local AND mine.membership = 2 AND theirs.membership = 2 AND theirs.is_local"
+        )
+    } else {
+        sql!(
+            "SELECT DISTINCT theirs.user_nid FROM membership mine JOIN membership theirs ON theirs.room_nid = mine.room_nid ",
+            "WHERE mine.user_nid = $1 AND NOT mine.is_local AND mine.membership = 2 AND theirs.membership = 2 AND theirs.is_local"
+        )
+    };
     users(&db.rows(query, args![user]).await?)
 }
 

@@ -1,7 +1,7 @@
 //! `device_key`, `one_time_key`, `one_time_key_used`, `fallback_key`: what the devices of local users have uploaded, for others
 //! to encrypt to them.
 
-use super::{Db, DeviceNid, Insert, Pos, Result, UserNid, Write};
+use super::{Db, DeviceNid, Insert, Pos, Result, Row, UserNid, Write};
 use crate::{args, sql};
 
 /// The keys of a device.
@@ -58,14 +58,7 @@ pub async fn of_users(db: &Db, users: &[UserNid]) -> Result<Vec<DeviceKeys>> {
     db.rows(query, args![users])
         .await?
         .iter()
-        .map(|row| {
-            Ok(DeviceKeys {
-                user: UserNid(row.get(0)?),
-                device_id: row.get(1)?,
-                display_name: row.get(2)?,
-                json: row.get(3)?,
-            })
-        })
+        .map(device_keys)
         .collect()
 }
 
@@ -263,13 +256,15 @@ pub async fn of_others(db: &Db, users: &[UserNid]) -> Result<Vec<DeviceKeys>> {
     db.rows(query, args![users])
         .await?
         .iter()
-        .map(|row| {
-            Ok(DeviceKeys {
-                user: UserNid(row.get(0)?),
-                device_id: row.get(1)?,
-                display_name: row.get(2)?,
-                json: row.get(3)?,
-            })
-        })
+        .map(device_keys)
         .collect()
+}
+
+fn device_keys(row: &Row) -> Result<DeviceKeys> {
+    Ok(DeviceKeys {
+        user: UserNid(row.get(0)?),
+        device_id: row.get(1)?,
+        display_name: row.get(2)?,
+        json: row.get(3)?,
+    })
 }

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     error::Result,
-    storage::{self, EventNid, KeyNid, RoomNid, UserNid, sync::Delta},
+    storage::{self, EventNid, KeyNid, RoomNid, UserNid},
 };
 
 /// Who has come and gone, as far as the rooms of an answer tell.
@@ -35,7 +35,7 @@ impl Company {
         if context.since == 0 {
             return Ok(());
         }
-        let mut changes: Vec<(EventNid, Option<EventNid>)> = Vec::new();
+        let mut changes: Vec<Vec<Option<EventNid>>> = Vec::new();
         for part in batch.parts.iter().filter(|part| !part.is_strange) {
             match part.is_joined() {
                 true if part.since == 0 => self.entered.push(part.room.nid),
@@ -44,24 +44,22 @@ impl Company {
                 true => changes.extend(members(part, batch)),
             }
         }
-        let before = changes.iter().filter_map(|(_, before)| *before).collect();
-        batch.read(context, before).await?;
-        for (now, before) in changes {
-            let has_joined = |nid: EventNid| {
-                let event = batch.known.get(&nid);
-                event.is_some_and(|event| was_joined(&event.pdu.json))
-            };
-            let Some(user) = batch
-                .known
-                .get(&now)
-                .and_then(|now| now.pdu.state_key.clone())
-            else {
+        let all = changes.iter().flatten().flatten().copied().collect();
+        batch.read(context, all).await?;
+        for change in changes {
+            let event = |nid: &Option<EventNid>| nid.and_then(|nid| batch.known.get(&nid));
+            let has_joined = |nid| event(nid).is_some_and(|event| was_joined(&event.pdu.json));
+            let Some((now, before)) = change.split_last() else {
                 continue;
             };
-            match (before.is_some_and(has_joined), has_joined(now)) {
-                (false, true) => drop(self.come.insert(user)),
-                (true, false) => drop(self.gone.insert(user)),
-                _ => {}
+            let Some(user) = event(now).and_then(|now| now.pdu.state_key.clone()) else {
+                continue;
+            };
+            // Who has gone and come back was told of nothing in between.
+            if has_joined(now) && !before.iter().all(has_joined) {
+                self.come.insert(user);
+            } else if !has_joined(now) && before.iter().any(has_joined) {
+                self.gone.insert(user);
             }
         }
         Ok(())
@@ -116,16 +114,16 @@ impl Company {
     }
 }
 
-/// The member events that hold now in a room and have come since the last sync, each with what held before that.
-fn members(part: &Part<'_>, batch: &Batch<'_>) -> Vec<(EventNid, Option<EventNid>)> {
-    let mut changes: HashMap<KeyNid, (&Delta, &Delta)> = HashMap::new();
+/// The member events that have held in a room, one after the other: for each member who has changed since the last sync that
+/// which held then (`None`: none did) and all that have come since.
+fn members(part: &Part<'_>, batch: &Batch<'_>) -> Vec<Vec<Option<EventNid>>> {
+    let mut changes: HashMap<KeyNid, Vec<Option<EventNid>>> = HashMap::new();
     for delta in &part.deltas {
-        let (_, last) = changes.entry(delta.key).or_insert((delta, delta));
-        *last = delta;
+        let change = changes.entry(delta.key);
+        let change = change.or_insert_with(|| vec![delta.before]);
+        change.push(delta.event);
     }
     let is_member = |nid: &EventNid| batch.known.get(nid).is_some_and(|event| is_member(event));
-    changes
-        .into_values()
-        .filter_map(|(first, last)| Some((last.event.filter(is_member)?, first.before)))
-        .collect()
+    changes.retain(|_, change| change.iter().flatten().any(is_member));
+    changes.into_values().collect()
 }

@@ -174,6 +174,23 @@ async fn who_comes_is_changed_and_who_goes_is_left() {
 }
 
 #[tokio::test]
+async fn who_has_gone_and_come_back_is_changed() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    joins(&bob, &room).await;
+    let since = now(&alice).await;
+    leaves(&bob, &room).await;
+    changes(&server, &bob.id, &["PHONE"]).await;
+    joins(&bob, &room).await;
+    assert_eq!(told(&alice, &since).await, changed(&[&bob.id]));
+    let filter =
+        json!({ "room": { "timeline": { "limit": 1 }, "state": { "lazy_load_members": true } } });
+    let query = format!("{since}&filter={filter}");
+    assert_eq!(told(&alice, &query).await, changed(&[&bob.id]));
+}
+
+#[tokio::test]
 async fn an_invite_is_no_company() {
     let server = TestServer::start().await;
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);

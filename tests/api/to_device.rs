@@ -176,6 +176,11 @@ async fn what_cannot_be_sent_is_refused() {
         let path = format!("/sendToDevice/m.test/{path}");
         alice.put(&path, body).await.fails(status, errcode);
     }
+    let path = format!("/sendToDevice/{}/5", "m.".repeat(2000));
+    alice
+        .put(&path, to(json!({})))
+        .await
+        .fails(413, "M_TOO_LARGE");
     let many: serde_json::Map<_, _> = (0..10_001).map(|n| (format!("D{n}"), json!({}))).collect();
     let body = json!({ "messages": { bob.id.as_str(): many } });
     let answer = alice.put("/sendToDevice/m.test/4", body).await;
