@@ -31,7 +31,7 @@ CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".ca
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 
 # Scenario: how many times cheaper than Synapse on SQLite we expect to be, in CPU time. Beside our own
-# goal for dm_send these are the ratios of Tuwunel 1.4.6, which never syncs to disk.
+# goals for dm_send, keys_claim and to_device these are the ratios of Tuwunel 1.4.6, which never syncs to disk.
 GOALS = {
     "dm_send": 20.0,
     "dm_latency": 8.8,
@@ -45,6 +45,8 @@ GOALS = {
     "state_send": 25.2,
     "people": 14.7,
     "large_room_join": 2.3,
+    "keys_claim": 20.0,
+    "to_device": 20.0,
 }
 MEMORY_GOALS = {"memory_idle": 40, "memory_sleeping": 300}
 DEFAULT = [
@@ -59,6 +61,8 @@ DEFAULT = [
     "state_send",
     "people",
     "large_room_join",
+    "keys_claim",
+    "to_device",
     "memory_sleeping",
 ]
 # Hashing passwords is meant to be expensive; these measure nothing else.

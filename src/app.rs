@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use homing_federation::{Client, SigningKey, server_keys::OwnKeys};
+use homing_federation::{Client, SigningKey, client::Guarded, server_keys::OwnKeys};
 use quick_cache::sync::Cache;
 use ruma::{OwnedEventId, OwnedServerName, RoomId, ServerName, UserId};
 use tokio_util::sync::CancellationToken;
@@ -36,6 +36,7 @@ use crate::{
     turns::Turns,
     typing::Typing,
     uiaa::Uiaa,
+    web::Web,
 };
 
 /// The events that devices have sent lately, by room, type and transaction id.
@@ -86,7 +87,7 @@ pub struct App {
     pub staging: Staging,
     /// One transaction of each other server is worked on at a time.
     pub transactions: Turns<OwnedServerName>,
-    /// One request at a time changes the key backups of a user.
+    /// One request at a time changes the key backups of a user, or the dehydrated device.
     pub key_backups: Turns<UserNid>,
     /// What hashes passwords.
     pub passwords: Passwords,
@@ -102,6 +103,8 @@ pub struct App {
     pub uiaa: Uiaa,
     /// What other servers have answered lately.
     pub remote: Remote,
+    /// What is known of pages to which people link.
+    pub web: Web,
     /// The media on disk.
     pub files: Files,
     /// The key that signs events and requests.
@@ -116,6 +119,8 @@ pub struct App {
     pub server_bodies: Bodies,
     /// What sends requests to other servers.
     pub federation: Client,
+    /// What sends requests to push gateways.
+    pub push_gateways: Guarded,
     /// The time.
     pub clock: Clock,
     /// What is measured.

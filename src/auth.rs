@@ -193,6 +193,9 @@ pub trait Authenticate: AuthScheme {
     /// What is known of the requester.
     type Who: Send + std::fmt::Debug;
 
+    /// Whether all of the body must be JSON that every client can read. What servers send is judged piece by piece.
+    const WHOLE: bool = true;
+
     /// Whether it is known who that is.
     fn is_known(who: &Self::Who) -> bool;
 

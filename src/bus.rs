@@ -3,6 +3,7 @@
 //! Each user who syncs has a [`Feed`]: their memberships, what they have read, and which rooms have news since when. It
 //! answers "what is new for me?" without a query and without a look at the rooms that are quiet.
 
+mod effect;
 mod feed;
 
 use std::{
@@ -14,166 +15,23 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ruma::OwnedServerName;
-
 use crate::{
     error::Result,
     log::{Committed, Log},
     names::Key,
     outgoing::{News, Outgoing},
+    pushes::{Push, Pushes},
     rooms::{Room, Rooms},
     storage::{
-        self, Db, DeviceNid, Event, Member, Membership, Pos, Position, ReadMarker, Receipt,
-        ReceiptKind, RoomNid, ServerNid, UserNid, events::flags, highlights::Highlight,
+        self, Db, Event, Member, Membership, Pos, Receipt, ReceiptKind, UserNid, events::flags,
         rooms::HeadRow, to_device::Inbox,
     },
 };
+pub use effect::{Effect, StateChanges};
 pub use feed::{Feed, FeedState};
 
 /// How long a feed outlives its last use.
 const FEED_IDLE: Duration = Duration::from_mins(10);
-
-/// What some keys of a room's state have now; `None` where the state has no event any more.
-pub type StateChanges = Vec<(Key, Option<Arc<Event>>)>;
-
-/// What memory learns from a change once it is committed.
-#[derive(Debug)]
-pub enum Effect {
-    /// A room was created.
-    Room(Arc<Room>),
-    /// An event has come into a room; with its key if it is current state now.
-    Event {
-        /// The room.
-        room: Arc<Room>,
-        /// The event; `at` is its position.
-        event: Event,
-        /// Its type and state key.
-        key: Option<Key>,
-        /// Its position.
-        at: Position,
-    },
-    /// The current state has changed in another way than by the event that has just come: it was resolved.
-    State {
-        /// The room.
-        room: Arc<Room>,
-        /// What holds now; `None` where nothing does any more. Without it, nothing is as it was.
-        changes: Option<StateChanges>,
-        /// The position of the change.
-        at: Position,
-    },
-    /// A room stands here now.
-    Head {
-        /// The room.
-        room: Arc<Room>,
-        /// Where it stands.
-        row: HeadRow,
-        /// The position of its newest event.
-        at: Position,
-        /// The counts of threads that changed.
-        threads: Vec<(storage::EventNid, i64)>,
-    },
-    /// Somebody is something else to a room now.
-    Member {
-        /// The room.
-        room: Arc<Room>,
-        /// The member; `at` is the position.
-        member: Member,
-        /// The position of the member event.
-        at: Position,
-    },
-    /// So many users of another server have joined a room now.
-    Server {
-        /// The room.
-        room: Arc<Room>,
-        /// The server.
-        name: OwnedServerName,
-        /// The same.
-        server: ServerNid,
-        /// How many.
-        joined: i64,
-        /// The position of the event that changed it.
-        at: Position,
-    },
-    /// A user has forgotten a room.
-    Forgotten {
-        /// The room.
-        room: RoomNid,
-        /// The user.
-        user: UserNid,
-    },
-    /// An event was redacted; this is what remains of it.
-    Redacted {
-        /// The room.
-        room: Arc<Room>,
-        /// The redacted event.
-        event: Arc<Event>,
-        /// The member who has no names any more in the room, because they were in the redacted event.
-        nameless: Option<UserNid>,
-    },
-    /// Somebody has read something.
-    Receipt {
-        /// The room.
-        room: Arc<Room>,
-        /// The receipt; `at` is its position.
-        receipt: Receipt,
-        /// Its position.
-        at: Position,
-    },
-    /// A user's counts start here now.
-    Marker {
-        /// The user.
-        user: UserNid,
-        /// The room.
-        room: RoomNid,
-        /// The thread; 0 for what is in none.
-        thread: i64,
-        /// Where.
-        marker: ReadMarker,
-    },
-    /// An event counts otherwise for a user than for most.
-    Highlight(Highlight, Position),
-    /// Something that is the user's own has changed: account data, push rules, tags.
-    Own {
-        /// The user.
-        user: UserNid,
-        /// The position of the change.
-        at: Position,
-    },
-    /// Devices or keys of a user have changed.
-    Devices {
-        /// The user.
-        user: UserNid,
-        /// Whether it is one of this server, so that others are to be told.
-        is_local: bool,
-        /// The local users who are to hear of it.
-        watchers: Vec<UserNid>,
-        /// The position of the newest change.
-        at: Position,
-    },
-    /// A message has come for a device.
-    ToDevice {
-        /// Whose device it is.
-        user: UserNid,
-        /// The device.
-        device: DeviceNid,
-        /// The position of the message.
-        at: Position,
-    },
-    /// There are more or fewer keys of a device to be handed out.
-    KeyCounts {
-        /// Whose device it is.
-        user: UserNid,
-        /// The device.
-        device: DeviceNid,
-    },
-    /// Messages wait for devices on another server.
-    ToServer {
-        /// The server.
-        name: OwnedServerName,
-        /// The same.
-        server: ServerNid,
-    },
-}
 
 /// All that are connected.
 #[derive(Debug)]
@@ -185,6 +43,8 @@ pub struct Bus {
     ephemeral: AtomicU64,
     /// What other servers are to be told.
     pub outgoing: Outgoing,
+    /// What people with pushers may have to be told.
+    pub pushes: Pushes,
     /// Tells this run of the server from others: the count begins anew with each.
     run: u64,
 }
@@ -196,6 +56,7 @@ impl Default for Bus {
             settled: RwLock::default(),
             ephemeral: AtomicU64::new(1),
             outgoing: Outgoing::default(),
+            pushes: Pushes::default(),
             run: u64::from(rand::random::<u32>()),
         }
     }
@@ -377,6 +238,10 @@ impl Bus {
             let (room, event) = (Arc::clone(room), Arc::clone(&event));
             self.outgoing.tell(News::Event { room, event });
         }
+        if self.pushes.is_for_anybody(&seen.local, &event) {
+            let (room, event) = (Arc::clone(room), Arc::clone(&event));
+            self.pushes.tell(Push::Event { room, event });
+        }
         if let Some(key) = key {
             seen.set_state(key, Some(Arc::clone(&event)));
         }
@@ -393,6 +258,9 @@ impl Bus {
             self.outgoing.tell(News::Receipt { room, receipt });
         }
         seen.add_receipt(receipt);
+        if self.pushes.concern(user) {
+            self.pushes.tell(Push::Read(user));
+        }
         if is_public {
             self.each(&seen.local, told, |feed| feed.room_changed(room.nid, pos));
         } else {
@@ -419,6 +287,25 @@ impl Bus {
         }
         drop(seen);
         self.one(member.user, told, |feed| feed.member_changed(member));
+        self.push_membership(room, member);
+    }
+
+    /// A user with pushers is something else to a room. Invites to rooms in which this server is come as events too.
+    fn push_membership(&self, room: &Arc<Room>, member: &Member) {
+        let user = member.user;
+        if !self.pushes.concern(user) {
+            return;
+        }
+        if member.membership == Membership::Invite && !room.is_here() {
+            self.pushes.tell(Push::Invite {
+                room: Arc::clone(room),
+                user,
+                event: member.event,
+                pos: member.pos,
+            });
+        } else if member.membership != Membership::Invite {
+            self.pushes.tell(Push::Read(user));
+        }
     }
 
     fn devices(&self, user: UserNid, watchers: Vec<UserNid>, pos: Pos, told: &mut Told) {
@@ -496,13 +383,9 @@ impl Bus {
                 event,
                 nameless,
             } => self.redacted(&room, &event, nameless, told),
-            Effect::Receipt {
-                room,
-                mut receipt,
-                at,
-            } => {
-                receipt.pos = at.after(first);
-                self.receipt(&room, receipt, told);
+            Effect::Receipt { room, receipt, at } => {
+                let pos = at.after(first);
+                self.receipt(&room, Receipt { pos, ..receipt }, told);
             }
             Effect::Marker {
                 user,
@@ -525,10 +408,11 @@ impl Bus {
                 watchers,
                 at,
             } => {
+                let pos = at.after(first);
                 if is_local {
-                    self.outgoing.tell(News::Devices(user));
+                    self.outgoing.tell(News::Devices(user, pos));
                 }
-                self.devices(user, watchers, at.after(first), told);
+                self.devices(user, watchers, pos, told);
             }
             Effect::ToDevice { user, device, at } => {
                 let new = Inbox::of_one(at.after(first));
@@ -536,6 +420,9 @@ impl Bus {
             }
             Effect::KeyCounts { user, device } => {
                 self.one(user, told, |feed| feed.key_counts_changed(device));
+            }
+            Effect::Pusher { user, pusher, at } => {
+                self.pushes.set(user, pusher, at.after(first));
             }
             Effect::ToServer { name, server } => {
                 self.outgoing.tell(News::Messages { name, server });

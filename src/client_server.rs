@@ -5,6 +5,7 @@ mod account_data;
 mod aliases;
 mod content_repo;
 mod create_room;
+mod dehydrated_devices;
 mod devices;
 mod discovery;
 mod fallback;
@@ -19,6 +20,7 @@ mod presence;
 mod profile;
 mod public_rooms;
 mod push_rules;
+mod pushers;
 mod read_marker;
 mod receipts;
 mod register;
@@ -50,6 +52,7 @@ pub fn routes() -> Routes {
         .merge(aliases::routes())
         .merge(content_repo::routes())
         .merge(create_room::routes())
+        .merge(dehydrated_devices::routes())
         .merge(devices::routes())
         .merge(discovery::routes())
         .merge(fallback::routes())
@@ -64,6 +67,7 @@ pub fn routes() -> Routes {
         .merge(profile::routes())
         .merge(public_rooms::routes())
         .merge(push_rules::routes())
+        .merge(pushers::routes())
         .merge(read_marker::routes())
         .merge(receipts::routes())
         .merge(register::routes())

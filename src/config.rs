@@ -15,7 +15,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use regex::Regex;
+use regex::{Regex, RegexSet};
 use ruma::{OwnedServerName, RoomVersionId, owned_server_name};
 use serde::{Deserialize, Serialize};
 
@@ -45,8 +45,10 @@ pub struct Config {
     pub rate_limits: RateLimits,
     pub presence: Presence,
     pub media: Media,
+    pub url_previews: UrlPreviews,
     pub rooms: Rooms,
     pub federation: Federation,
+    pub push: Push,
     pub sessions: Sessions,
     pub well_known: WellKnown,
     pub logging: Logging,
@@ -65,8 +67,10 @@ impl Default for Config {
             rate_limits: RateLimits::default(),
             presence: Presence::default(),
             media: Media::default(),
+            url_previews: UrlPreviews::default(),
             rooms: Rooms::default(),
             federation: Federation::default(),
+            push: Push::default(),
             sessions: Sessions::default(),
             well_known: WellKnown::default(),
             logging: Logging::default(),
@@ -199,6 +203,8 @@ pub struct RateLimits {
     pub uploads: Rate,
     /// Changes that one user makes to their profile.
     pub profiles: Rate,
+    /// Pages that are fetched because one user wants to see a preview.
+    pub previews: Rate,
 }
 
 impl Default for RateLimits {
@@ -214,6 +220,7 @@ impl Default for RateLimits {
             refreshes: Rate::new(1.0, 30),
             uploads: Rate::new(1.0, 50),
             profiles: Rate::new(0.2, 10),
+            previews: Rate::new(1.0, 50),
         }
     }
 }
@@ -264,6 +271,44 @@ impl Default for Media {
     }
 }
 
+/// Whether the server looks at the pages that people link to, to show a preview.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct UrlPreviews {
+    pub enabled: bool,
+    /// Hosts that are not asked, and neither are those below them.
+    pub deny_hosts: Vec<String>,
+    /// Regular expressions of URLs that are not asked for.
+    pub deny_urls: Vec<String>,
+    /// Addresses that the server may connect to although they are private.
+    #[serde(deserialize_with = "networks")]
+    pub allow_addresses: Vec<IpNet>,
+    /// The size of the largest image that a preview may have.
+    pub max_image_bytes: u64,
+}
+
+impl UrlPreviews {
+    /// The URLs that are not asked for.
+    ///
+    /// # Errors
+    /// If a pattern is no regular expression.
+    pub fn denied_urls(&self) -> Result<RegexSet, regex::Error> {
+        RegexSet::new(&self.deny_urls)
+    }
+}
+
+impl Default for UrlPreviews {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            deny_hosts: Vec::new(),
+            deny_urls: Vec::new(),
+            allow_addresses: Vec::new(),
+            max_image_bytes: 5 * 1024 * 1024,
+        }
+    }
+}
+
 /// What new rooms are like.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -292,6 +337,8 @@ pub struct Federation {
     pub ca_file: Option<PathBuf>,
     /// Whether other servers and this one tell each other who is online.
     pub presence: bool,
+    /// Whether other servers learn what people here call their devices.
+    pub device_names: bool,
     /// Servers that are asked for the keys of those that do not answer, and
     /// believed.
     pub key_servers: Vec<OwnedServerName>,
@@ -304,9 +351,19 @@ impl Default for Federation {
             allow_addresses: Vec::new(),
             ca_file: None,
             presence: true,
+            device_names: false,
             key_servers: Vec::new(),
         }
     }
+}
+
+/// How people are told of what happens while they do not look.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Push {
+    /// Addresses that push gateways may have although they are private.
+    #[serde(deserialize_with = "networks")]
+    pub allow_addresses: Vec<IpNet>,
 }
 
 /// How long a login lasts.

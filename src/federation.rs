@@ -1,11 +1,11 @@
-//! The client for other servers, as the settings want it.
+//! The clients for other servers and for push gateways, as the settings want them.
 
 use std::sync::Arc;
 
 use homing_federation::{
     SigningKey,
     address_policy::AddressPolicy,
-    client::{Client, Names, Settings, Unusable, read_authorities},
+    client::{Client, Guarded, Names, Settings, Unusable, read_authorities},
 };
 use http::HeaderValue;
 use rustls::pki_types::CertificateDer;
@@ -13,7 +13,7 @@ use rustls::pki_types::CertificateDer;
 use crate::config::Config;
 
 /// What other servers are told who asks.
-const USER_AGENT: HeaderValue =
+pub(crate) const USER_AGENT: HeaderValue =
     HeaderValue::from_static(concat!("Homing/", env!("CARGO_PKG_VERSION")));
 
 /// `federation.ca_file` cannot be used.
@@ -54,8 +54,22 @@ pub fn client(config: &Config, key: Arc<SigningKey>) -> Result<Client, Error> {
         authorities: authorities(config)?,
         user_agent: USER_AGENT,
     };
-    Client::new(settings).map_err(|Unusable(cause)| Error {
+    Client::new(settings).map_err(unusable)
+}
+
+/// The client for push gateways, which trusts the same authorities.
+///
+/// # Errors
+/// If the certificate authorities of the settings cannot be used.
+pub fn push_gateways(config: &Config) -> Result<Guarded, Error> {
+    let policy = AddressPolicy::new(config.push.allow_addresses.clone());
+    let authorities = authorities(config)?;
+    Guarded::new(policy, Names::System, authorities, USER_AGENT).map_err(unusable)
+}
+
+fn unusable(Unusable(cause): Unusable) -> Error {
+    Error {
         path: "the certificates".to_owned(),
         cause,
-    })
+    }
 }

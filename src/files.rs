@@ -85,7 +85,8 @@ impl Files {
             ThumbnailMethod::Crop => "crop",
             ThumbnailMethod::Scale => "scale",
         };
-        let suffix = format!("-{}x{}-{method}", size.width, size.height);
+        let animated = if size.animated { "-animated" } else { "" };
+        let suffix = format!("-{}x{}-{method}{animated}", size.width, size.height);
         self.place("thumbnails", hash, &suffix)
     }
 

@@ -5,6 +5,7 @@ mod bodies;
 mod changed;
 mod held;
 mod leftover;
+pub mod sound;
 
 use std::{any::Any, future::Future, sync::Arc};
 
@@ -392,7 +393,10 @@ where
     let bodies = R::Authentication::bodies(&app);
     let (raw, _share) = bodies.read(body, limit).await?;
     let place = R::Authentication::confirm(&app, &requester, &parts, &raw)?;
-    let body = parse::<R>(&parts, &params, &raw)?;
+    if R::Authentication::WHOLE && !raw.is_empty() {
+        sound::check(&raw).map_err(|error| Error::not_json(error.to_string()))?;
+    }
+    let body = parse_leniently::<R>(&parts, &params, &raw)?;
     let call = Call {
         body,
         requester,
@@ -433,6 +437,20 @@ async fn check_target(request: Request, next: Next) -> Result<Response> {
         return Err(Error::invalid_param("null characters mean nothing here"));
     }
     Ok(next.run(request).await)
+}
+
+/// The same as [`parse`] for a body in which `null` says as much as leaving the field out: clients write so, and ruma reads
+/// only some fields so.
+fn parse_leniently<R: IncomingRequest>(
+    parts: &http::request::Parts,
+    params: &RawPathParams,
+    raw: &[u8],
+) -> Result<R> {
+    parse(parts, params, raw).or_else(|error| {
+        let said = changed::without_nulls(raw).ok_or(());
+        said.and_then(|said| parse(parts, params, &said).map_err(drop))
+            .map_err(|()| error)
+    })
 }
 
 /// Reads a request as ruma's type.

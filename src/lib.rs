@@ -35,6 +35,7 @@ pub mod outgoing;
 pub mod password;
 pub mod preferences;
 pub mod presence;
+pub mod pushes;
 pub mod rate_limit;
 pub mod remote;
 pub mod room;
@@ -53,5 +54,6 @@ pub mod turns;
 pub mod typing;
 pub mod uiaa;
 pub mod upkeep;
+pub mod web;
 
 pub use server::{Server, create_user};

@@ -1,9 +1,11 @@
 //! Media: their upload, their download, and their thumbnails ("Content repository").
 
+mod animation;
 pub mod disposition;
 pub mod download;
 pub mod image;
 pub mod multipart;
+pub mod preview;
 pub mod remote;
 pub mod sweep;
 pub mod thumbnail;

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     rooms::Room,
-    storage::{Event, Receipt, ServerNid, UserNid},
+    storage::{Event, Pos, Receipt, ServerNid, UserNid},
 };
 
 /// Of how many servers it is remembered that they were heard from.
@@ -67,8 +67,8 @@ pub enum News {
         /// The same.
         server: ServerNid,
     },
-    /// Devices or keys of a local user have changed.
-    Devices(UserNid),
+    /// Devices or keys of a local user have changed, at this place in the log.
+    Devices(UserNid, Pos),
     /// Messages wait in the database for devices on another server.
     Messages {
         /// The server.

@@ -3,18 +3,18 @@
 //! Both are account data. Most people never touch their push rules, so "the default rules" is kept as `None`, and all
 //! who have the default can be judged at once.
 
+mod default_rules;
+
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
 };
 
 use quick_cache::sync::Cache;
-use ruma::{
-    OwnedUserId, UserId,
-    push::{PredefinedOverrideRuleId, Ruleset},
-    user_id,
-};
+use ruma::{OwnedUserId, UserId, push::Ruleset};
 use serde::{Deserialize, Serialize};
+
+pub use default_rules::default_rules;
 
 use crate::{
     app::App,
@@ -92,16 +92,8 @@ pub struct KnownPreferences {
 
 impl Default for KnownPreferences {
     fn default() -> Self {
-        let mut common = Ruleset::server_default(user_id!("@user:server"));
-        let names_user = [
-            PredefinedOverrideRuleId::InviteForMe,
-            PredefinedOverrideRuleId::IsUserMention,
-        ];
-        common
-            .override_
-            .retain(|rule| names_user.iter().all(|id| rule.rule_id != id.as_str()));
         Self {
-            common,
+            common: default_rules::common_rules(),
             edits: (0..EDITS).map(|_| tokio::sync::Mutex::default()).collect(),
             users: Cache::new(CACHED_USERS),
             usual: Arc::default(),
@@ -228,7 +220,7 @@ async fn read(app: &App, user: UserNid, rows: Vec<(String, String)>) -> Result<P
 fn read_rules(json: &str, user_id: &UserId) -> Result<Ruleset> {
     let content: PushRules = serde_json::from_str(json).map_err(Error::internal)?;
     let mut rules = content.global;
-    rules.update_with_server_default(Ruleset::server_default(user_id));
+    rules.update_with_server_default(default_rules(user_id));
     Ok(rules)
 }
 
@@ -241,7 +233,7 @@ pub async fn push_rules(app: &App, user: UserNid, user_id: &UserId) -> Result<Ar
     Ok(preferences
         .rules
         .clone()
-        .unwrap_or_else(|| Arc::new(Ruleset::server_default(user_id))))
+        .unwrap_or_else(|| Arc::new(default_rules(user_id))))
 }
 
 /// The content of a user's `m.push_rules`, which the server keeps for them.

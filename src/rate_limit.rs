@@ -44,6 +44,8 @@ pub enum Class {
     Uploads,
     /// What one user changes in their profile.
     Profiles,
+    /// Pages that are fetched because one user wants to see a preview.
+    Previews,
 }
 
 impl Class {
@@ -58,6 +60,7 @@ impl Class {
             Self::Refreshes => limits.refreshes,
             Self::Uploads => limits.uploads,
             Self::Profiles => limits.profiles,
+            Self::Previews => limits.previews,
         }
     }
 }

@@ -27,6 +27,7 @@ use crate::{
     app::App,
     error::{Error, Result},
     flights::Flights,
+    storage::UserNid,
     turns::FewTurns,
 };
 
@@ -35,6 +36,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// How many files are fetched at once, and how many of them from one server, which may be slow.
 const DOWNLOADS: usize = 32;
 const DOWNLOADS_OF_ONE: usize = 8;
+/// How many servers are asked about keys at once, and how many requests of one user may ask others.
+const KEYS: usize = 512;
+const KEYS_FOR_ONE: usize = 4;
 /// How many profiles, and how many spaces, of other servers are kept.
 const PROFILES: usize = 256;
 const SPACES: usize = 64;
@@ -68,6 +72,10 @@ pub struct Remote {
     pub downloads: Arc<Semaphore>,
     /// The same for each server.
     pub downloads_of: FewTurns<OwnedServerName>,
+    /// Room for requests about keys.
+    pub keys: Semaphore,
+    /// Turns of each user at such requests.
+    pub keys_for: FewTurns<UserNid>,
     /// Whether a file has come since it was last looked whether there are too many.
     has_more: AtomicBool,
 }
@@ -100,6 +108,8 @@ impl Default for Remote {
             unreachable: Cache::new(SILENT),
             downloads: Arc::new(Semaphore::new(DOWNLOADS)),
             downloads_of: FewTurns::new(DOWNLOADS_OF_ONE),
+            keys: Semaphore::new(KEYS),
+            keys_for: FewTurns::new(KEYS_FOR_ONE),
             // What there was at the start is too much if the settings have become stricter.
             has_more: AtomicBool::new(true),
         }

@@ -59,6 +59,7 @@ use crate::{
     typing::Typing,
     uiaa::Uiaa,
     upkeep,
+    web::{self, Web},
 };
 
 /// How many connections read from the database where the configuration does not say.
@@ -114,6 +115,9 @@ pub enum StartError {
     /// The client for other servers cannot be made.
     #[error(transparent)]
     Federation(#[from] federation::Error),
+    /// The client for the web cannot be made.
+    #[error(transparent)]
+    Web(#[from] web::Unusable),
     /// A listener cannot be opened.
     #[error(transparent)]
     Listen(#[from] listen::Error),
@@ -187,6 +191,7 @@ impl Server {
         tasks.spawn(upkeep::run(Arc::clone(&app)));
         tasks.spawn(presence::run(Arc::clone(&app)));
         tasks.spawn(outbound::run(Arc::clone(&app)));
+        tasks.spawn(outbound::push::run(Arc::clone(&app)));
         tasks.spawn(server_keys::run(Arc::clone(&app)));
         tasks.spawn(finish(Arc::clone(&app)));
         tasks.close();
@@ -232,6 +237,8 @@ pub async fn open(config: Config) -> Result<Arc<App>, StartError> {
     let signing_key = own_keys.signing.first().map(Arc::clone);
     let signing_key = signing_key.ok_or_else(|| Error::internal("there is no key to sign with"))?;
     let federation = federation::client(&config, Arc::clone(&signing_key))?;
+    let web = Web::new(&config)?;
+    let push_gateways = federation::push_gateways(&config)?;
     let connections = config
         .database
         .max_connections
@@ -288,12 +295,14 @@ pub async fn open(config: Config) -> Result<Arc<App>, StartError> {
         erased,
         uiaa: Uiaa::default(),
         remote: Remote::default(),
+        web,
         signing_key,
         own_keys,
         server_keys: ServerKeys::default(),
         origins: Origins::default(),
         server_bodies: Bodies::default(),
         federation,
+        push_gateways,
         clock: Clock::default(),
         metrics,
         shutdown: CancellationToken::new(),

@@ -1,6 +1,6 @@
 //! Signing in, refreshing, signing out: devices and the tokens that speak for them.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use http::StatusCode;
 use ruma::{OwnedDeviceId, api::error::ErrorKind};
@@ -12,9 +12,10 @@ use crate::{
     error::{Error, Result},
     log::{AppendError, Change},
     storage::{
-        DeviceNid, UserNid, account_data,
+        self, DeviceNid, UserNid, account_data,
         accounts::{self, Account},
-        cross_signing, devices, filters, key_backup, profiles, sessions, tokens,
+        cross_signing, dehydrated_devices, devices, filters, key_backup, profiles, pushers,
+        sessions, tokens,
     },
 };
 
@@ -77,7 +78,7 @@ pub fn check(sign_in: &SignIn) -> Result<()> {
 /// Signs a user in on a device, which is made if there is none with this id. Earlier tokens of the device end.
 ///
 /// # Errors
-/// As [`check`] says; `M_USER_DEACTIVATED`.
+/// As [`check`] says; `M_INVALID_PARAM` if the device is dehydrated; `M_USER_DEACTIVATED`.
 pub async fn sign_in(app: &App, user: UserNid, sign_in: SignIn) -> Result<(OwnedDeviceId, Tokens)> {
     check(&sign_in)?;
     loop {
@@ -89,10 +90,17 @@ pub async fn sign_in(app: &App, user: UserNid, sign_in: SignIn) -> Result<(Owned
             None => accounts::expect_active(user),
         });
         let device = if let Some(device) = known {
-            change.write(devices::expect(device));
+            let dehydrated = dehydrated_devices::get(&app.db, user).await?;
+            if dehydrated.is_some_and(|dehydrated| dehydrated.device == device) {
+                return Err(Error::invalid_param(
+                    "nobody signs in on a dehydrated device",
+                ));
+            }
+            change.write(dehydrated_devices::expect_not(device));
             for write in sessions::end(device) {
                 change.write(write);
             }
+            change.write(pushers::end(device));
             device
         } else {
             let device = DeviceNid(app.log.new_id()?);
@@ -115,7 +123,7 @@ pub async fn sign_in(app: &App, user: UserNid, sign_in: SignIn) -> Result<(Owned
             {
                 return Err(wrong_password());
             }
-            // The device came or went meanwhile.
+            // The device came, went or was dehydrated meanwhile.
             Err(AppendError::Duplicate) => {}
             Err(AppendError::Unexpected) if accounts::is_active(&app.db, user).await? => {}
             Err(AppendError::Unexpected) => return Err(deactivated()),
@@ -221,8 +229,13 @@ pub async fn end_devices(app: &App, devices: &[DeviceNid]) -> Result<()> {
 
 /// Adds to a change that those of these devices are gone of which others may know: those that have keys.
 async fn tell(app: &App, change: &mut Change, ended: &[DeviceNid]) -> Result<()> {
+    let mut of_users: BTreeMap<UserNid, Vec<String>> = BTreeMap::new();
     for (user, device) in devices::with_keys(&app.db, ended).await? {
-        device_lists::changed(app, change, user, &[&device]).await?;
+        of_users.entry(user).or_default().push(device);
+    }
+    for (user, devices) in of_users {
+        let devices: Vec<&str> = devices.iter().map(String::as_str).collect();
+        device_lists::changed(app, change, user, &devices).await?;
     }
     Ok(())
 }
@@ -259,7 +272,7 @@ pub async fn end_all_with(
     Ok(())
 }
 
-/// Closes an account for good: no password, no devices, no tokens, no account data, no key backups. To `erase`
+/// Closes an account for good: no password, no devices, no tokens, no account data, no keys, no key backups. To `erase`
 /// means that there is no profile either, and that those who come later do not see what the user has sent.
 ///
 /// # Errors
@@ -271,9 +284,13 @@ pub async fn deactivate(app: &App, user: UserNid, erase: bool) -> Result<()> {
         change.write(write);
     }
     change.write(account_data::delete_all(user));
+    if !cross_signing::of_users(&app.db, &[user]).await?.is_empty() {
+        device_lists::changed(app, &mut change, user, &[""]).await?;
+    }
     for write in cross_signing::delete_all(user) {
         change.write(write);
     }
+    change.write(storage::device_lists::forget_signed(user));
     change.write(filters::keep_newest(user, 0));
     for write in key_backup::delete_all(user) {
         change.write(write);

@@ -36,7 +36,8 @@ use crate::{
     telemetry::Counted,
     token::Token,
 };
-pub use answer::{Answer, State};
+pub use answer::{Answer, DeviceLists, State};
+pub use counts::badge;
 use plan::Plan;
 
 /// The longest that a sync waits.
@@ -153,10 +154,13 @@ async fn read_since(app: &App, token: Token) -> Result<Since> {
     while pos > *app.bus.settled() && Instant::now() < deadline && !app.shutdown.is_cancelled() {
         tokio::time::sleep(LOOK_AGAIN).await;
     }
+    let settled = *app.bus.settled();
+    let is_set_back = pos > settled;
     Ok(Since {
-        pos: pos.min(*app.bus.settled()),
+        pos: pos.min(settled),
         ephemeral: if run == app.bus.run() { ephemeral } else { 0 },
-        to_device,
+        // Messages for the device that it was not given with that position must not be removed as if it had been.
+        to_device: if is_set_back { Some(0) } else { to_device },
     })
 }
 
@@ -178,26 +182,7 @@ async fn answer(
         upto: plan.upto,
     };
     let mut answer = Answer::default();
-    let rooms = std::mem::take(&mut plan.rooms);
-    for members in rooms.chunks(batch::ROOMS) {
-        match batch::add(&context, &mut plan, members, &mut answer).await {
-            Err(error) if is_unreadable(&error) => {}
-            result => {
-                result?;
-                continue;
-            }
-        }
-        // Who may see what of a room hangs on some of its events. If one of these cannot be read, the room is left out.
-        for member in members {
-            let member = std::slice::from_ref(member);
-            match batch::add(&context, &mut plan, member, &mut answer).await {
-                Err(error) if is_unreadable(&error) => {
-                    tracing::error!(room = member[0].room.0, %error, "a room cannot be read");
-                }
-                result => result?,
-            }
-        }
-    }
+    add_rooms(&context, &mut plan, Some(&mut answer)).await?;
     answer.presence.events = ephemeral::presence(&context, &plan).await?;
     let global = plan.account_data.remove(&None).unwrap_or_default();
     let most = filter::limit(context.filter().account_data.limit);
@@ -220,6 +205,63 @@ async fn answer(
     };
     answer.next_batch = token(app, next).to_string();
     Ok((answer, next))
+}
+
+/// Adds what is new of the rooms to the answer; without one, only finds out who has come and gone.
+async fn add_rooms(
+    context: &Context<'_>,
+    plan: &mut Plan,
+    mut answer: Option<&mut Answer>,
+) -> Result<()> {
+    let rooms = std::mem::take(&mut plan.rooms);
+    for members in rooms.chunks(batch::ROOMS) {
+        match batch::add(context, plan, members, answer.as_deref_mut()).await {
+            Err(error) if is_unreadable(&error) => {}
+            result => {
+                result?;
+                continue;
+            }
+        }
+        // Who may see what of a room hangs on some of its events. If one of these cannot be read, the room is left out.
+        for member in members {
+            let member = std::slice::from_ref(member);
+            match batch::add(context, plan, member, answer.as_deref_mut()).await {
+                Err(error) if is_unreadable(&error) => {
+                    tracing::error!(room = member[0].room.0, %error, "a room cannot be read");
+                }
+                result => result?,
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whose devices have changed since a sync, and who shares no room any more since then, as the next sync would tell.
+///
+/// # Errors
+/// `M_INVALID_PARAM` if `since` is no token of a sync; if the database fails.
+pub async fn device_changes(app: &App, requester: &Requester, since: Token) -> Result<DeviceLists> {
+    let from = read_since(app, since).await?;
+    let request = Request {
+        since: Some(since),
+        filter: Arc::default(),
+        full_state: false,
+        timeout: Duration::ZERO,
+        state: StateForm::After,
+    };
+    let feed = app.bus.feed(&app.db, &app.log, requester.user).await?;
+    let viewer = Viewer::of(app, requester).await?;
+    let mut plan = Plan::make(app, &request, &feed, Some(from)).await?;
+    let context = Context {
+        app,
+        viewer: &viewer,
+        requester,
+        request: &request,
+        since: from.pos,
+        upto: plan.upto,
+    };
+    add_rooms(&context, &mut plan, None).await?;
+    plan.company.finish(&context, plan.devices).await
 }
 
 /// Whether something that is stored makes no sense.

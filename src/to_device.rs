@@ -14,8 +14,9 @@ use crate::{
     app::App,
     bus::Effect,
     error::{Error, Result},
+    http::sound,
     log::Change,
-    storage::{self, DeviceNid, UserNid},
+    storage::{self, DeviceNid, UserNid, to_device::Waiting},
 };
 
 /// The most devices that one request names, and that one message goes to.
@@ -26,6 +27,17 @@ const CONTENT_BYTES: usize = 64 << 10;
 const TYPE_BYTES: usize = 255;
 /// Of what size an EDU with more than one message is at most, in bytes.
 const EDU_BYTES: usize = 48 << 10;
+
+/// How many of the messages that wait are given at once: at most so many, and so many bytes if they are more than one.
+#[must_use]
+pub fn fitting(waiting: &[Waiting], most: i64, bytes: usize) -> usize {
+    let mut sum = 0;
+    let fitting = waiting.iter().take_while(|message| {
+        sum += message.json.len();
+        sum <= bytes || sum == message.json.len()
+    });
+    fitting.count().min(usize::try_from(most).unwrap_or(1))
+}
 
 /// What each device gets.
 pub type Contents =
@@ -43,10 +55,10 @@ pub struct Messages<'a> {
 }
 
 impl Messages<'_> {
-    /// Makes sure that they are not too many or too large.
+    /// Makes sure that they are not too many or too large, and that every client can read them.
     ///
     /// # Errors
-    /// `M_TOO_LARGE`.
+    /// `M_TOO_LARGE`, `M_BAD_JSON`.
     pub fn check(&self) -> Result<()> {
         if self.event_type.len() > TYPE_BYTES {
             return Err(Error::too_large("the type is too long"));
@@ -61,6 +73,13 @@ impl Messages<'_> {
             return Err(Error::too_large(format!(
                 "a message has at most {CONTENT_BYTES} bytes"
             )));
+        }
+        let is_sound =
+            |content: &str| content.starts_with('{') && sound::check(content.as_bytes()).is_ok();
+        if !contents().all(|(_, content)| is_sound(content.json().get())) {
+            return Err(Error::bad_json(
+                "a message is no JSON object that can be read",
+            ));
         }
         Ok(())
     }
@@ -150,6 +169,23 @@ pub async fn to_others(app: &App, change: &mut Change, messages: Messages<'_>) -
             change.write(storage::to_device::add_out(server, at, &edu));
         }
         change.effect(Effect::ToServer { name, server });
+    }
+    Ok(())
+}
+
+/// Drops the oldest EDUs of those that wait for a server, where they are more than `kept`: the server has been away for long.
+///
+/// # Errors
+/// If the database fails.
+pub async fn drop_oldest(app: &App, kept: i64) -> Result<()> {
+    for (server, name) in storage::to_device::crowded(&app.db, kept).await? {
+        tracing::warn!(
+            server = %name,
+            "more than {kept} messages wait for devices of a server: the oldest are dropped"
+        );
+        let mut change = Change::new();
+        change.write(storage::to_device::drop_oldest(server, kept));
+        app.log.append(change).await?;
     }
     Ok(())
 }

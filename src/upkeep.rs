@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::{app::App, key_backup, log::Change, media, server_keys, storage};
+use crate::{app::App, key_backup, log::Change, media, server_keys, storage, to_device};
 
 /// How long rows of `commit_log` are kept, in milliseconds.
 const COMMITS_KEPT: i64 = 3_600_000;
@@ -11,6 +11,8 @@ const EVERY: Duration = Duration::from_mins(1);
 const SELDOM: usize = 60;
 /// How many changes of devices are known.
 const DEVICE_CHANGES: i64 = 200_000;
+/// How many EDUs with messages for devices wait for another server.
+const MESSAGES_OUT: i64 = 10_000;
 /// How long it is known which messages for devices came and were sent, in milliseconds.
 const MESSAGES_KNOWN: i64 = 7 * 24 * 3_600_000;
 
@@ -36,6 +38,9 @@ pub async fn run(app: Arc<App>) {
         {
             tracing::error!(%error, "cannot give up media of other servers");
         }
+        if let Err(error) = media::remote::sweep_expired(&app).await {
+            tracing::error!(%error, "cannot give up the images of previews");
+        }
         if let Err(error) = key_backup::sweep(&app).await {
             tracing::error!(%error, "cannot delete the keys of backups that are gone");
         }
@@ -54,6 +59,11 @@ pub async fn run(app: Arc<App>) {
             if let Err(error) = app.log.append(change).await {
                 tracing::error!(%error, "cannot forget which devices changed, and which messages came and were sent");
             }
+        }
+        if count % SELDOM == 0
+            && let Err(error) = to_device::drop_oldest(&app, MESSAGES_OUT).await
+        {
+            tracing::error!(%error, "cannot drop messages for servers that are away");
         }
         let before = std::mem::replace(&mut head, app.log.head());
         if let Err(error) = app.db.tend(head == before).await {

@@ -91,6 +91,11 @@ fn filters() {
 }
 
 #[test]
+fn pages() {
+    try_all("page", targets::page);
+}
+
+#[test]
 fn tokens() {
     try_all("token", targets::token);
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use homing::{filter::parse, token::Token};
+use homing::{filter::parse, media::preview::page, token::Token};
 use homing_federation::{
     Draft, Error, Pdu, SigningKey, Unverified, auth_types_for_event, authorize,
     received::{MAX_RECEIVED_BYTES, is_signed_by, room_id_of, sign_received},
@@ -15,6 +15,7 @@ use ruma::{
     RoomVersionId, UInt, UserId, room_version_rules::RoomVersionRules, server_name,
     signatures::reference_hash,
 };
+use url::Url;
 
 const KEY: &str = "ed25519 a AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 const ID: &str = "$31hneApxJ_1o-63DmFrpeqnkFfWppnzWso1JvH3ogLM";
@@ -244,5 +245,32 @@ pub fn token(data: &[u8]) {
     };
     if let Ok(token) = text.parse::<Token>() {
         assert_eq!(token.to_string(), text);
+    }
+}
+
+/// Reads `data` as a page to which somebody links. What is shown of it is short, and leads to nothing but the web.
+pub fn page(data: &[u8]) {
+    let address = Url::parse("https://a.test/b/c").expect("an address");
+    let charset = data
+        .first()
+        .and_then(|first| ["utf-16", "shift_jis", "x"].get(usize::from(*first)));
+    let page = page::read(&address, data, charset.copied());
+    // Title and description may be there beside the 32 that are taken.
+    assert!(page.properties.len() <= 34);
+    for (name, value) in &page.properties {
+        assert!(name.starts_with("og:") && name.len() <= 64, "{name}");
+        assert!((1..=1000).contains(&value.chars().count()), "{value}");
+        assert!(!value.chars().any(char::is_control), "{value}");
+    }
+    for address in page.image.into_iter().chain(
+        page.properties
+            .get("og:url")
+            .map(|text| Url::parse(text).expect("an address")),
+    ) {
+        assert!(matches!(address.scheme(), "http" | "https"), "{address}");
+        assert!(
+            address.username().is_empty() && address.password().is_none(),
+            "{address}"
+        );
     }
 }

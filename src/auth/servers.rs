@@ -88,6 +88,8 @@ fn unauthorized(message: impl Into<String>) -> Error {
 impl Authenticate for ServerSignatures {
     type Who = Origin;
 
+    const WHOLE: bool = false;
+
     fn is_known(_: &Origin) -> bool {
         true
     }

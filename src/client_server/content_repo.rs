@@ -2,6 +2,7 @@
 
 mod deprecated;
 mod serving;
+mod url_preview;
 
 use std::{sync::Arc, time::Duration};
 
@@ -56,6 +57,7 @@ pub(super) fn routes() -> Routes {
         >))
         .raw::<get_content_thumbnail::v1::Request>(get(content_thumbnail))
         .merge(deprecated::routes())
+        .merge(url_preview::routes())
 }
 
 /// `POST /_matrix/media/v3/upload`
@@ -141,8 +143,6 @@ where
 }
 
 /// `GET /_matrix/client/v1/media/thumbnail/{serverName}/{mediaId}`
-///
-/// Thumbnails are still images, also where `animated` asks for more.
 async fn content_thumbnail(
     State(app): State<Arc<App>>,
     params: RawPathParams,
@@ -157,6 +157,7 @@ async fn content_thumbnail(
         width: wanted.width,
         height: wanted.height,
         method: wanted.method,
+        animated: wanted.animated.unwrap_or(false),
         wait: wanted.timeout_ms,
         allow_remote: true,
     };
@@ -233,6 +234,7 @@ struct WantedThumbnail {
     width: UInt,
     height: UInt,
     method: Option<Method>,
+    animated: bool,
     wait: Duration,
     /// Whether it may be fetched from another server.
     allow_remote: bool,
@@ -245,11 +247,12 @@ async fn send_thumbnail(
     cache: Cache,
 ) -> Result<Response> {
     let (width, height) = (wanted.width.into(), wanted.height.into());
-    let size = thumbnail::choose(width, height, wanted.method.as_ref())?;
+    let size = thumbnail::choose(width, height, wanted.method.as_ref(), wanted.animated)?;
     let name = (&*wanted.server_name, wanted.media_id.as_str());
     expect_allowed(app, &wanted.server_name, wanted.allow_remote)?;
     let content = download::find(app, name, wanted.wait).await?;
-    let ready = thumbnail::get(app, &content.hash, size).await?;
+    let ready = thumbnail::get(app, &content.hash, size).await;
+    let ready = ready.map_err(|error| of_server(error, app, &wanted.server_name))?;
     let filename = format!("thumbnail.{}", ready.extension);
     let served = Served {
         file: ready.file,
@@ -259,6 +262,20 @@ async fn send_thumbnail(
         cache,
     };
     serve(headers, served).await
+}
+
+/// "Remote homeservers may host very large files or images": then that server's answer is the bad one.
+fn of_server(error: Error, app: &App, server: &ServerName) -> Error {
+    match error {
+        Error::Matrix {
+            status,
+            kind,
+            message,
+        } if status == StatusCode::PAYLOAD_TOO_LARGE && server != app.name() => {
+            Error::new(StatusCode::BAD_GATEWAY, *kind, message)
+        }
+        error => error,
+    }
 }
 
 /// Another server that asks for everybody's media wants none that this one would have to fetch itself.

@@ -34,7 +34,6 @@ pub(super) fn routes() -> Routes {
         .add::<update_device::v3::Request, _, _>(update_device)
         .interactive::<delete_device::v3::Request, _, _>(delete_device)
         .interactive::<delete_devices::v3::Request, _, _>(delete_devices)
-        .without_nulls()
 }
 
 /// A device as clients see it, with what is not written yet of when it was seen.

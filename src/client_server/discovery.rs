@@ -34,6 +34,7 @@ const UNSTABLE_FEATURES: &[&str] = &[
     "org.matrix.msc3440.stable",
     "org.matrix.msc3771",
     "org.matrix.msc3773",
+    "org.matrix.msc3814",
     "org.matrix.msc3827.stable",
     "org.matrix.msc3916.stable",
     "org.matrix.msc3981",

@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use ruma::{
     OneTimeKeyAlgorithm, UInt,
     api::client::{
-        keys::{claim_keys, get_keys, upload_keys, upload_signatures, upload_signing_keys},
+        keys::{
+            claim_keys, get_key_changes, get_keys, upload_keys, upload_signatures,
+            upload_signing_keys,
+        },
         uiaa::AuthType,
     },
     encryption::{CrossSigningKey, OneTimeKey},
@@ -18,9 +21,10 @@ use crate::{
     app::App,
     error::{Error, Result},
     http::{Call, Routes},
-    keys::{self, Upload, cross_signing, signatures},
+    keys::{self, Claimed, Keys, Upload, cross_signing, signatures},
     log::AppendError,
     storage::devices,
+    sync,
     uiaa::{self, Task},
 };
 
@@ -30,8 +34,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) fn routes() -> Routes {
     Routes::new()
         .add::<upload_keys::v3::Request, _, _>(upload_keys)
-        .add::<get_keys::v3::Request, _, _>(get_keys)
-        .add::<claim_keys::v3::Request, _, _>(claim_keys)
+        .json::<get_keys::v3::Request, _, _, _>(get_keys)
+        .json::<claim_keys::v3::Request, _, _, _>(claim_keys)
+        .add::<get_key_changes::v3::Request, _, _>(get_key_changes)
         .interactive::<upload_signing_keys::v3::Request, _, _>(upload_signing_keys)
         .json::<upload_signatures::v3::Request, _, _, _>(upload_signatures)
 }
@@ -71,32 +76,28 @@ async fn upload_keys(
 }
 
 /// `POST /_matrix/client/v3/keys/query`
-async fn get_keys(
-    app: Arc<App>,
-    call: Call<get_keys::v3::Request>,
-) -> Result<get_keys::v3::Response> {
+async fn get_keys(app: Arc<App>, call: Call<get_keys::v3::Request>) -> Result<Keys> {
     let request = call.body;
     let timeout = request.timeout.unwrap_or(PATIENCE);
-    let keys = keys::query(&app, call.requester.user, request.device_keys, timeout).await?;
-    let mut response = get_keys::v3::Response::new();
-    response.failures = keys.failures;
-    response.device_keys = keys.devices;
-    response.master_keys = keys.master;
-    response.self_signing_keys = keys.self_signing;
-    response.user_signing_keys = keys.user_signing;
-    Ok(response)
+    keys::query(&app, call.requester.user, request.device_keys, timeout).await
 }
 
 /// `POST /_matrix/client/v3/keys/claim`
-async fn claim_keys(
-    app: Arc<App>,
-    call: Call<claim_keys::v3::Request>,
-) -> Result<claim_keys::v3::Response> {
+async fn claim_keys(app: Arc<App>, call: Call<claim_keys::v3::Request>) -> Result<Claimed> {
     let request = call.body;
     let timeout = request.timeout.unwrap_or(PATIENCE);
-    let claimed = keys::claim(&app, request.one_time_keys, timeout).await?;
-    let mut response = claim_keys::v3::Response::new(claimed.keys);
-    response.failures = claimed.failures;
+    keys::claim(&app, call.requester.user, request.one_time_keys, timeout).await
+}
+
+/// `GET /_matrix/client/v3/keys/changes`
+///
+/// All changes since `from` are told, also those after `to`: a client hears of them once more then.
+async fn get_key_changes(
+    app: Arc<App>,
+    call: Call<get_key_changes::v3::Request>,
+) -> Result<get_key_changes::v3::Response> {
+    let lists = sync::device_changes(&app, &call.requester, call.body.from.parse()?).await?;
+    let response = get_key_changes::v3::Response::new(lists.changed, lists.left);
     Ok(response)
 }
 

@@ -129,10 +129,11 @@ async fn judge(
         let events: Vec<Arc<Event>> = events.into_iter().map(Arc::new).collect();
         let sight = Sight::load(app, room, viewer, &events).await?;
         for event in &events {
-            if !concerns(&sight, event) {
+            if !push::concerns(&sight, event) {
                 continue;
             }
-            let actions = push::actions(app, room, event, viewer.user, &viewer.user_id).await?;
+            let mut judge = push::Judge::new(app, room, event).await?;
+            let actions = judge.actions(viewer.user, &viewer.user_id).await?;
             let Some(pos) = event
                 .pos
                 .filter(|_| actions.iter().any(Action::should_notify))
@@ -161,11 +162,4 @@ async fn judge(
         }
     }
     Ok(judged.into_iter().rev())
-}
-
-/// Whether the viewer was there, or it is the viewer who is invited.
-fn concerns(sight: &Sight<'_>, event: &Event) -> bool {
-    let is_about_viewer = &*event.pdu.event_type == "m.room.member"
-        && event.pdu.state_key.as_deref() == Some(sight.viewer.user_id.as_str());
-    is_about_viewer || (sight.sees(event) && sight.membership(event) == Some(Membership::Join))
 }

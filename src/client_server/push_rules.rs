@@ -1,17 +1,19 @@
-//! "Push Rules", and the pushers, of which there are none yet.
+//! "Push Rules".
 
 use std::sync::Arc;
 
 use ruma::{
     api::client::push::{
-        RuleKind, delete_pushrule, get_pushers, get_pushrule, get_pushrule_actions,
-        get_pushrule_enabled, get_pushrules_all, get_pushrules_global_scope, set_pushrule,
-        set_pushrule_actions, set_pushrule_enabled,
+        RuleKind, delete_pushrule, get_pushrule, get_pushrule_actions, get_pushrule_enabled,
+        get_pushrules_all, get_pushrules_global_scope, set_pushrule, set_pushrule_actions,
+        set_pushrule_enabled,
     },
     push::{
-        Action, AnyPushRuleRef, InsertPushRuleError, NewPushRule, RemovePushRuleError, Ruleset,
+        Action, AnyPushRuleRef, InsertPushRuleError, NewPushRule, PushCondition,
+        RemovePushRuleError, Ruleset,
     },
 };
+use serde_json::Value;
 
 use super::account_data;
 use crate::{
@@ -20,6 +22,7 @@ use crate::{
     error::{Error, Result},
     http::{Call, Routes},
     preferences::{self, PUSH_RULES, PushRules},
+    room::push,
 };
 
 /// The most rules that one user can have.
@@ -30,6 +33,9 @@ const RULE_ID_BYTES: usize = 255;
 const PARTS: usize = 32;
 /// The largest rule, in bytes of JSON.
 const RULE_BYTES: usize = 8192;
+/// How many patterns all rules of a user have, and how many of these have wildcards: every message is held against them.
+const PATTERNS: usize = 1000;
+const GLOBS: usize = 50;
 
 pub(super) fn routes() -> Routes {
     Routes::new()
@@ -42,7 +48,6 @@ pub(super) fn routes() -> Routes {
         .add::<set_pushrule_enabled::v3::Request, _, _>(set_pushrule_enabled)
         .add::<get_pushrule_actions::v3::Request, _, _>(get_pushrule_actions)
         .add::<set_pushrule_actions::v3::Request, _, _>(set_pushrule_actions)
-        .add::<get_pushers::v3::Request, _, _>(get_pushers)
 }
 
 async fn rules(app: &App, requester: &Requester) -> Result<Arc<Ruleset>> {
@@ -137,20 +142,52 @@ async fn set_pushrule(
             body.rule,
             body.after.as_deref(),
             body.before.as_deref(),
-        )
+        )?;
+        expect_cheap(rules)
     })
     .await?;
     Ok(set_pushrule::v3::Response::new())
 }
 
+/// Makes sure that a user's own rules cost those little who send messages.
+fn expect_cheap(rules: &Ruleset) -> Result<()> {
+    let conditional = rules.override_.iter().chain(&rules.underride);
+    let conditions = conditional
+        .filter(|rule| !rule.default)
+        .flat_map(|rule| &rule.conditions);
+    let matched = conditions.filter_map(|condition| match condition {
+        PushCondition::EventMatch(condition) => Some(&condition.pattern),
+        _ => None,
+    });
+    let contents = rules.content.iter().filter(|rule| !rule.default);
+    let (mut patterns, mut globs) = (0, 0);
+    for pattern in matched.chain(contents.map(|rule| &rule.pattern)) {
+        if !push::is_cheap(pattern) {
+            return Err(Error::invalid_param(format!(
+                "a pattern has at most {} bytes and {} wildcards",
+                push::PATTERN_BYTES,
+                push::WILDCARDS
+            )));
+        }
+        patterns += 1;
+        globs += usize::from(pattern.contains(['*', '?']));
+    }
+    if patterns > PATTERNS || globs > GLOBS {
+        return Err(Error::too_large(format!(
+            "the rules of a user have at most {PATTERNS} patterns, {GLOBS} of them with wildcards"
+        )));
+    }
+    Ok(())
+}
+
 fn check(rule: &NewPushRule, bytes: usize) -> Result<()> {
     let (conditions, actions) = match rule {
         NewPushRule::Override(rule) | NewPushRule::Underride(rule) => {
-            (rule.conditions.len(), rule.actions.len())
+            (rule.conditions.len(), &rule.actions)
         }
-        NewPushRule::Content(rule) => (1, rule.actions.len()),
-        NewPushRule::Room(rule) => (0, rule.actions.len()),
-        NewPushRule::Sender(rule) => (0, rule.actions.len()),
+        NewPushRule::Content(rule) => (1, &rule.actions),
+        NewPushRule::Room(rule) => (0, &rule.actions),
+        NewPushRule::Sender(rule) => (0, &rule.actions),
         _ => return Err(Error::invalid_param("there is no such kind of push rule")),
     };
     if rule.rule_id().is_empty() || rule.rule_id().len() > RULE_ID_BYTES {
@@ -158,8 +195,26 @@ fn check(rule: &NewPushRule, bytes: usize) -> Result<()> {
             "the id of a push rule has 1 to {RULE_ID_BYTES} bytes"
         )));
     }
-    if conditions > PARTS || actions > PARTS || bytes > RULE_BYTES {
+    if conditions > PARTS || bytes > RULE_BYTES {
         return Err(Error::too_large("the push rule is too large"));
+    }
+    check_actions(actions)
+}
+
+fn check_actions(actions: &[Action]) -> Result<()> {
+    if actions.len() > PARTS {
+        return Err(Error::too_large("a push rule has too many actions"));
+    }
+    for action in actions {
+        let is_known = match serde_json::to_value(action).map_err(Error::internal)? {
+            // The last two do nothing; older clients say so.
+            Value::String(name) => matches!(&*name, "notify" | "dont_notify" | "coalesce"),
+            Value::Object(tweak) => tweak.contains_key("set_tweak"),
+            _ => false,
+        };
+        if !is_known {
+            return Err(Error::invalid_param("there is no such action"));
+        }
     }
     Ok(())
 }
@@ -239,7 +294,8 @@ async fn set_pushrule_actions(
     call: Call<set_pushrule_actions::v3::Request>,
 ) -> Result<set_pushrule_actions::v3::Response> {
     let body = call.body;
-    if body.actions.len() > PARTS || call.raw.len() > RULE_BYTES {
+    check_actions(&body.actions)?;
+    if call.raw.len() > RULE_BYTES {
         return Err(Error::too_large("the actions are too large"));
     }
     let actions: Vec<Action> = body.actions;
@@ -252,19 +308,12 @@ async fn set_pushrule_actions(
     Ok(set_pushrule_actions::v3::Response::new())
 }
 
-/// `GET /_matrix/client/v3/pushers`
-async fn get_pushers(
-    _: Arc<App>,
-    _: Call<get_pushers::v3::Request>,
-) -> Result<get_pushers::v3::Response> {
-    Ok(get_pushers::v3::Response::new(Vec::new()))
-}
-
 #[cfg(test)]
 mod tests {
     use ruma::{push::NewPatternedPushRule, user_id};
 
     use super::*;
+    use crate::preferences::default_rules;
 
     fn rule(id: &str) -> NewPushRule {
         NewPushRule::Content(NewPatternedPushRule::new(
@@ -274,17 +323,15 @@ mod tests {
         ))
     }
 
-    /// The order of content rules after some rules were put into their places.
+    /// The order of a user's own content rules after some were put into their places; they come before the default one.
     fn order(steps: &[(&str, Option<&str>, Option<&str>)]) -> Vec<String> {
-        let mut rules = Ruleset::server_default(user_id!("@a:b"));
+        let mut rules = default_rules(user_id!("@a:b"));
         for (id, after, before) in steps {
             insert(&mut rules, rule(id), *after, *before).unwrap();
         }
-        rules
-            .content
-            .iter()
-            .map(|rule| rule.rule_id.clone())
-            .collect()
+        let mut ids: Vec<_> = rules.content.into_iter().map(|rule| rule.rule_id).collect();
+        assert_eq!(ids.pop().as_deref(), Some(".m.rule.contains_user_name"));
+        ids
     }
 
     #[test]
@@ -303,7 +350,7 @@ mod tests {
 
     #[test]
     fn a_rule_that_moves_stays_disabled() {
-        let mut rules = Ruleset::server_default(user_id!("@a:b"));
+        let mut rules = default_rules(user_id!("@a:b"));
         insert(&mut rules, rule("a"), None, None).unwrap();
         insert(&mut rules, rule("b"), None, None).unwrap();
         rules.set_enabled(RuleKind::Content, "a", false).unwrap();
@@ -322,7 +369,7 @@ mod tests {
             ("a", Some("a"), None),
             ("c", Some("a"), Some("b")),
         ] {
-            let mut rules = Ruleset::server_default(user_id!("@a:b"));
+            let mut rules = default_rules(user_id!("@a:b"));
             insert(&mut rules, rule("a"), None, None).unwrap();
             insert(&mut rules, rule("b"), None, None).unwrap();
             let result = insert(&mut rules, rule(id), after, before);

@@ -4,8 +4,9 @@
 use http::Uri;
 use ruma::RoomVersionId;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+use url::Host;
 
-use super::{Config, Listener, Rate, WellKnown};
+use super::{Config, Listener, Rate, UrlPreviews, WellKnown};
 
 /// A setting that cannot be used.
 #[derive(Debug)]
@@ -47,6 +48,7 @@ pub(super) fn check(config: &Config) -> Result<(), Problem> {
     check_application_services(config)?;
     check_rates(config)?;
     check_media(config)?;
+    check_url_previews(&config.url_previews)?;
     require(
         is_supported(&config.rooms.default_version),
         "rooms.default_version",
@@ -196,7 +198,7 @@ fn check_application_services(config: &Config) -> Result<(), Problem> {
 
 fn check_rates(config: &Config) -> Result<(), Problem> {
     let limits = &config.rate_limits;
-    let rates: [(&str, Rate); 9] = [
+    let rates: [(&str, Rate); 10] = [
         ("login_per_address", limits.login_per_address),
         ("login_per_account", limits.login_per_account),
         ("registration", limits.registration),
@@ -206,6 +208,7 @@ fn check_rates(config: &Config) -> Result<(), Problem> {
         ("refreshes", limits.refreshes),
         ("uploads", limits.uploads),
         ("profiles", limits.profiles),
+        ("previews", limits.previews),
     ];
     for (name, rate) in rates {
         require(
@@ -239,6 +242,27 @@ fn check_media(config: &Config) -> Result<(), Problem> {
         (1..1 << 32).contains(&media.pending_upload_seconds),
         "media.pending_upload_seconds",
         "must be between 1 and 2^32 - 1",
+    )
+}
+
+fn check_url_previews(previews: &UrlPreviews) -> Result<(), Problem> {
+    require(
+        previews.denied_urls().is_ok(),
+        "url_previews.deny_urls",
+        "must be regular expressions",
+    )?;
+    for (index, host) in previews.deny_hosts.iter().enumerate() {
+        require(
+            Host::parse(host).is_ok(),
+            format!("url_previews.deny_hosts.{index}"),
+            "must be the name or address of a host, as in \"example.org\"",
+        )?;
+    }
+    // Images of previews are read in memory, several at a time.
+    require(
+        (1..=64 << 20).contains(&previews.max_image_bytes),
+        "url_previews.max_image_bytes",
+        "must be between 1 and 64 MiB",
     )
 }
 

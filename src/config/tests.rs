@@ -206,6 +206,18 @@ const BAD_FILES: &[(&str, &[&str])] = &[
         &["`media.pending_upload_seconds`"],
     ),
     (
+        "[url_previews]\ndeny_urls = ['(']",
+        &["`url_previews.deny_urls`"],
+    ),
+    (
+        "[url_previews]\ndeny_hosts = ['a', 'https://b/']",
+        &["`url_previews.deny_hosts.1`"],
+    ),
+    (
+        "[url_previews]\nmax_image_bytes = 0",
+        &["`url_previews.max_image_bytes`"],
+    ),
+    (
         "[rooms]\ndefault_version = '5'",
         &["`rooms.default_version`"],
     ),
@@ -352,6 +364,8 @@ fn example_shows_every_setting_and_its_default() {
     config.registration.shared_secret = None;
     config.application_services = Vec::new();
     config.media.max_user_bytes = None;
+    config.url_previews.deny_hosts = Vec::new();
+    config.url_previews.deny_urls = Vec::new();
     config.federation.ca_file = None;
     config.sessions.refresh_token_seconds = None;
     config.well_known = WellKnown::default();

@@ -1,6 +1,6 @@
 //! Bodies and queries that are changed before ruma reads them.
 
-use std::{future::Future, sync::Arc};
+use std::{collections::BTreeMap, future::Future, sync::Arc};
 
 use axum::{
     body::Body,
@@ -10,7 +10,7 @@ use axum::{
 use bytes::Bytes;
 use http::Uri;
 use ruma::api::IncomingRequest;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, value::RawValue};
 
 use super::{BODY_LIMIT, Call, answer, bodies, method_filter, respond};
 use crate::{app::App, auth::Authenticate, error::Result};
@@ -69,4 +69,15 @@ pub(super) fn fill(body: Bytes, field: &str, value: &str) -> Bytes {
     let rest = text.trim_start().trim_start_matches('{');
     let comma = if fields.is_empty() { "" } else { "," };
     Bytes::from(format!("{{\"{field}\":{value}{comma}{rest}"))
+}
+
+/// A JSON object without its fields that are `null`, if there are such.
+pub(super) fn without_nulls(body: &[u8]) -> Option<Vec<u8>> {
+    let mut fields: BTreeMap<String, &RawValue> = serde_json::from_slice(body).ok()?;
+    let all = fields.len();
+    fields.retain(|_, value| value.get() != "null");
+    if fields.len() == all {
+        return None;
+    }
+    serde_json::to_vec(&fields).ok()
 }

@@ -68,6 +68,15 @@ fn expect_signatures(object: &CanonicalJsonObject) -> Result<()> {
     ))
 }
 
+/// Drops what the owner of keys cannot say of them: what others have signed, which nobody looks for there, and what servers
+/// add.
+fn keep_own(object: &mut CanonicalJsonObject, owner: &UserId) {
+    object.remove("unsigned");
+    if let Some(CanonicalJsonValue::Object(signatures)) = object.get_mut("signatures") {
+        signatures.retain(|signer, _| *signer == *owner.as_str());
+    }
+}
+
 /// Reads the keys of a device.
 ///
 /// # Errors
@@ -92,8 +101,7 @@ pub(super) fn device_keys(json: &RawValue, user: &UserId, device: &str) -> Resul
         }
     }
     expect_signatures(&object)?;
-    // What servers add is not for clients to say.
-    object.remove("unsigned");
+    keep_own(&mut object, user);
     Ok(CanonicalJsonValue::Object(object).to_string())
 }
 
@@ -163,7 +171,7 @@ impl SigningKey {
     ///
     /// # Errors
     /// `M_BAD_JSON` if it is somebody else's, for something else or not as it must be.
-    pub(super) fn new(object: CanonicalJsonObject, user: &UserId, usage: &str) -> Result<Self> {
+    pub(super) fn new(mut object: CanonicalJsonObject, user: &UserId, usage: &str) -> Result<Self> {
         expect_text(&object, "user_id", user.as_str())?;
         let usages = object.get("usage").and_then(CanonicalJsonValue::as_array);
         let is_for =
@@ -174,6 +182,7 @@ impl SigningKey {
         if object.contains_key("signatures") {
             expect_signatures(&object)?;
         }
+        keep_own(&mut object, user);
         let keys = object.get("keys").and_then(CanonicalJsonValue::as_object);
         let mut keys = keys.into_iter().flatten();
         let (Some((id, value)), None) = (keys.next(), keys.next()) else {
@@ -281,6 +290,7 @@ mod tests {
         let read = |json: &Value| device_keys(&raw(json), user, "D");
         let mut with_more = good();
         with_more["unsigned"] = json!({ "device_display_name": "x" });
+        with_more["signatures"]["@c:b"] = json!({ "ed25519:K": "s" });
         assert_eq!(read(&with_more).unwrap(), read(&good()).unwrap());
         for (field, bad) in [
             ("user_id", json!("@b:b")),

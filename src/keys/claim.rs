@@ -9,13 +9,15 @@ use ruma::{
     DeviceId, OneTimeKeyAlgorithm, OwnedDeviceId, OwnedOneTimeKeyId, OwnedUserId, UserId,
     api::federation::keys::claim_keys, encryption::OneTimeKey, serde::Raw,
 };
+use serde::Serialize;
 use serde_json::{Value, value::RawValue};
 
-use super::{others, upload::hash_of};
+use super::{expect_few, others, upload::hash_of};
 use crate::{
     app::App,
     bus::Effect,
     error::{Error, Result},
+    http::sound,
     log::{AppendError, Change},
     storage::{DeviceNid, UserNid, devices, keys},
 };
@@ -28,10 +30,11 @@ pub type Claims = BTreeMap<OwnedUserId, BTreeMap<OwnedDeviceId, OneTimeKeyAlgori
 /// The keys of a user's devices.
 type OfUser = BTreeMap<OwnedDeviceId, BTreeMap<OwnedOneTimeKeyId, Raw<OneTimeKey>>>;
 
-/// What was handed out.
-#[derive(Debug, Default)]
+/// What was handed out, as clients are told it.
+#[derive(Debug, Default, Serialize)]
 pub struct Claimed {
     /// The keys.
+    #[serde(rename = "one_time_keys")]
     pub keys: BTreeMap<OwnedUserId, OfUser>,
     /// The servers that could not be asked, and why.
     pub failures: BTreeMap<String, Value>,
@@ -47,11 +50,17 @@ struct Wanted<'a> {
     device: DeviceNid,
 }
 
-/// Hands out keys of devices here and on other servers, which have so much time to answer.
+/// Hands out keys of devices here and on other servers, which have so much time to answer, to a local user.
 ///
 /// # Errors
-/// If the database fails.
-pub async fn claim(app: &App, claims: Claims, timeout: Duration) -> Result<Claimed> {
+/// `M_TOO_LARGE` if those are too many; if the database fails.
+pub async fn claim(
+    app: &App,
+    claimer: UserNid,
+    claims: Claims,
+    timeout: Duration,
+) -> Result<Claimed> {
+    expect_few(&claims, BTreeMap::len)?;
     let mut requests: BTreeMap<_, claim_keys::v1::OneTimeKeyClaims> = BTreeMap::new();
     let mut here = Claims::new();
     for (user, devices) in claims {
@@ -66,10 +75,14 @@ pub async fn claim(app: &App, claims: Claims, timeout: Duration) -> Result<Claim
     let requests = requests
         .into_iter()
         .map(|(server, claims)| (server, claim_keys::v1::Request::new(claims)));
-    let (claimed, (answers, failures)) = tokio::join!(
-        claim_here(app, &here),
-        others::ask(app, requests.collect(), timeout)
-    );
+    let (claimed, (answers, failures)) = tokio::join!(claim_here(app, &here), async {
+        let (requests, until) = (requests.collect::<Vec<_>>(), others::deadline(timeout));
+        if requests.is_empty() {
+            return (Vec::new(), BTreeMap::new());
+        }
+        let _turn = others::turn(app, claimer, until).await;
+        others::ask(app, requests, until).await
+    });
     let mut claimed = claimed?;
     claimed.failures = failures;
     for (server, answer) in answers {
@@ -77,9 +90,12 @@ pub async fn claim(app: &App, claims: Claims, timeout: Duration) -> Result<Claim
             let Some(asked) = asked.get(&server).and_then(|claims| claims.get(&user)) else {
                 continue;
             };
-            let wanted = |device: &OwnedDeviceId| asked.contains_key(device);
-            let devices = devices.into_iter().filter(|(device, _)| wanted(device));
-            claimed.keys.insert(user, devices.collect());
+            let is_sound =
+                |key: &Raw<OneTimeKey>| sound::check(key.json().get().as_bytes()).is_ok();
+            let mut devices: OfUser = devices;
+            devices
+                .retain(|device, keys| asked.contains_key(device) && keys.values().all(is_sound));
+            claimed.keys.insert(user, devices);
         }
     }
     Ok(claimed)
@@ -88,8 +104,9 @@ pub async fn claim(app: &App, claims: Claims, timeout: Duration) -> Result<Claim
 /// Hands out keys of devices of local users; a fallback key where there is no other, and nothing where there is none.
 ///
 /// # Errors
-/// If the database fails.
+/// `M_TOO_LARGE` if those are too many; if the database fails.
 pub async fn claim_here(app: &App, claims: &Claims) -> Result<Claimed> {
+    expect_few(claims, BTreeMap::len)?;
     let ids = claims.keys().filter(|id| app.is_local(id));
     let nids = app.names.find_users(&app.db, ids.map(|id| &**id)).await?;
     let users: Vec<UserNid> = nids.values().copied().collect();

@@ -38,6 +38,8 @@ pub struct Uploaded<'a> {
 pub struct CrossSigning {
     /// What is new, by name, each with the one that it replaces.
     new: Vec<(&'static str, SigningKey, Option<SigningKey>)>,
+    /// What goes with the master key that signed it, because nothing comes instead.
+    void: Vec<(&'static str, SigningKey)>,
     has_master: bool,
 }
 
@@ -107,17 +109,22 @@ pub async fn check(
         }
     }
     let has_master = stored.master.is_some();
+    let is_other_master = match (&stored.master, &master) {
+        (Some(before), Some(master)) => before.public != master.public,
+        _ => false,
+    };
     let before = [stored.master, stored.self_signing, stored.user_signing];
     let uploaded = std::iter::once((MASTER, master)).chain(others);
-    let mut new = Vec::new();
+    let (mut new, mut void) = (Vec::new(), Vec::new());
     for ((usage, key), before) in uploaded.zip(before) {
         let Some(key) = key else {
+            void.extend(before.filter(|_| is_other_master).map(|key| (usage, key)));
             continue;
         };
         let is_known = before
             .as_ref()
             .is_some_and(|before| check::is_same(&before.object, &key.object));
-        if is_known {
+        if is_known && !is_other_master {
             continue;
         }
         if devices::find(&app.db, user, &key.public).await?.is_some() {
@@ -129,10 +136,14 @@ pub async fn check(
         }
         new.push((usage, key, before));
     }
-    Ok(CrossSigning { new, has_master })
+    Ok(CrossSigning {
+        new,
+        void,
+        has_master,
+    })
 }
 
-/// Sets keys that were checked.
+/// Sets keys that were checked. With another master key, the others that it does not come with are gone.
 ///
 /// # Errors
 /// [`AppendError::Unexpected`](crate::log::AppendError::Unexpected) if the user has got a first master key meanwhile; if the
@@ -145,18 +156,28 @@ pub async fn upload(app: &App, requester: &Requester, keys: CrossSigning) -> Res
     let mut change = Change::new();
     change.write(devices::expect(requester.device));
     for (usage, key, before) in keys.new {
+        let public = key.public;
         let json = CanonicalJsonValue::Object(key.object).to_string();
         change.write(if usage == MASTER && !keys.has_master {
             cross_signing::add_master(user, &json)
         } else {
             cross_signing::set(user, usage, &json)
         });
-        if let Some(before) = before {
-            change.write(cross_signing::unsign(user, &before.public));
-            change.write(cross_signing::unsign_with(user, &before.id()));
+        if let Some(before) = before.filter(|before| before.public != public) {
+            unsign(&mut change, user, &before);
         }
+    }
+    for (usage, key) in keys.void {
+        change.write(cross_signing::delete(user, usage));
+        unsign(&mut change, user, &key);
     }
     device_lists::changed(app, &mut change, user, &[""]).await?;
     app.log.append(change).await?;
     Ok(())
+}
+
+/// Drops the signatures of a key that is gone, and those that were made with it.
+fn unsign(change: &mut Change, user: UserNid, key: &SigningKey) {
+    change.write(cross_signing::unsign(user, &key.public));
+    change.write(cross_signing::unsign_with(user, &key.id()));
 }

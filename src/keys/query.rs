@@ -5,16 +5,7 @@ use std::{
     time::Duration,
 };
 
-use ruma::{
-    CanonicalJsonObject, CanonicalJsonValue, OwnedDeviceId, OwnedServerName, OwnedUserId, UserId,
-    api::federation::keys::get_keys,
-    encryption::{CrossSigningKey, DeviceKeys},
-    serde::Raw,
-};
-use serde_json::{Value, value::RawValue};
-use tokio::time::Instant;
-
-use super::{check, others, remote};
+use super::{check, expect_few, others, remote};
 use crate::{
     app::App,
     error::{Error, Result},
@@ -24,6 +15,14 @@ use crate::{
         keys, remote_devices,
     },
 };
+use ruma::{
+    CanonicalJsonObject, CanonicalJsonValue, OwnedDeviceId, OwnedServerName, OwnedUserId, UserId,
+    api::federation::keys::get_keys,
+    encryption::{CrossSigningKey, DeviceKeys, UnsignedDeviceInfo},
+    serde::Raw,
+};
+use serde::Serialize;
+use serde_json::{Value, value::RawValue};
 
 /// Of how many users the keys are read at once.
 const USERS: usize = 500;
@@ -31,16 +30,20 @@ const USERS: usize = 500;
 /// Of which devices the keys are wanted; of all that a user has where none is named.
 pub type Queried = BTreeMap<OwnedUserId, Vec<OwnedDeviceId>>;
 
-/// The keys of users.
-#[derive(Debug, Default)]
+/// The keys of users, as clients are told them: clients expect also what is empty.
+#[derive(Debug, Default, Serialize)]
 pub struct Keys {
     /// Those of their devices.
+    #[serde(rename = "device_keys")]
     pub devices: BTreeMap<OwnedUserId, BTreeMap<OwnedDeviceId, Raw<DeviceKeys>>>,
     /// Those that they are known by.
+    #[serde(rename = "master_keys")]
     pub master: BTreeMap<OwnedUserId, Raw<CrossSigningKey>>,
     /// Those with which they sign their devices.
+    #[serde(rename = "self_signing_keys")]
     pub self_signing: BTreeMap<OwnedUserId, Raw<CrossSigningKey>>,
     /// Those with which they sign other users; each is for its user only.
+    #[serde(rename = "user_signing_keys")]
     pub user_signing: BTreeMap<OwnedUserId, Raw<CrossSigningKey>>,
     /// The servers that could not be asked, and why.
     pub failures: BTreeMap<String, Value>,
@@ -51,7 +54,7 @@ pub struct Keys {
 pub enum Eyes {
     /// A local user.
     User(UserNid),
-    /// Another server. It does not learn what people call their devices.
+    /// Another server. It learns what people call their devices if the settings say so.
     Server,
 }
 
@@ -67,34 +70,36 @@ impl Eyes {
 /// The keys of users here and on other servers, which have so much time to answer, as a local user sees them.
 ///
 /// # Errors
-/// If the database fails.
+/// `M_TOO_LARGE` if those are too many; if the database fails.
 pub async fn query(
     app: &App,
     viewer: UserNid,
     queried: Queried,
     timeout: Duration,
 ) -> Result<Keys> {
+    expect_few(&queried, Vec::len)?;
     let (here, elsewhere) = queried.into_iter().partition(|(id, _)| app.is_local(id));
     let mut keys = query_here(app, &here, Eyes::User(viewer)).await?;
-    let until = Instant::now() + timeout;
+    let until = others::deadline(timeout);
     let mut unknown = add_known(app, &mut keys, elsewhere, viewer).await?;
-    if !unknown.is_empty() {
-        let ids = unknown.keys().map(|id| &**id);
-        let users = app.names.find_users(&app.db, ids).await?;
-        remote::fetch(app, users.into_iter().collect(), timeout).await?;
-        unknown = add_known(app, &mut keys, unknown, viewer).await?;
+    if unknown.is_empty() {
+        return Ok(keys);
     }
+    let _turn = others::turn(app, viewer, until).await;
+    let ids = unknown.keys().map(|id| &**id);
+    let users = app.names.find_users(&app.db, ids).await?;
+    remote::fetch(app, users.into_iter().collect(), until).await?;
+    unknown = add_known(app, &mut keys, unknown, viewer).await?;
     let mut requests: BTreeMap<OwnedServerName, Queried> = BTreeMap::new();
     for (user, devices) in unknown {
         let server = user.server_name().to_owned();
         requests.entry(server).or_default().insert(user, devices);
     }
     let asked = requests.clone();
-    let left = until.saturating_duration_since(Instant::now());
     let requests = requests
         .into_iter()
         .map(|(server, queried)| (server, get_keys::v1::Request::new(queried)));
-    let (answers, failures) = others::ask(app, requests.collect(), left).await;
+    let (answers, failures) = others::ask(app, requests.collect(), until).await;
     keys.failures = failures;
     for (server, answer) in answers {
         if let Some(asked) = asked.get(&server) {
@@ -107,8 +112,9 @@ pub async fn query(
 /// The keys of local users.
 ///
 /// # Errors
-/// If the database fails.
+/// `M_TOO_LARGE` if those are too many; if the database fails.
 pub async fn query_here(app: &App, queried: &Queried, eyes: Eyes) -> Result<Keys> {
+    expect_few(queried, Vec::len)?;
     let ids = queried.keys().filter(|id| app.is_local(id));
     let ids: Vec<&UserId> = ids.map(|id| &**id).collect();
     let mut found = Keys::default();
@@ -169,6 +175,7 @@ async fn add_stored(
     let users: Vec<UserNid> = nids.values().copied().collect();
     let ids: HashMap<UserNid, OwnedUserId> = nids.into_iter().map(|(id, nid)| (nid, id)).collect();
     let signatures = Signatures::read(app, &users, eyes.user()).await?;
+    let has_names = eyes.user().is_some() || app.config.federation.device_names;
     for device in devices {
         let Some(user) = ids.get(&device.user) else {
             continue;
@@ -180,7 +187,7 @@ async fn add_stored(
         }
         let mut object = parse(&device.json)?;
         signatures.add(&mut object, device.user, &device.device_id);
-        if let (Some(name), Eyes::User(_)) = (device.display_name, eyes) {
+        if let Some(name) = device.display_name.filter(|_| has_names) {
             let name = CanonicalJsonValue::String(name);
             let unsigned = CanonicalJsonObject::from([("device_display_name".into(), name)]);
             object.insert("unsigned".into(), CanonicalJsonValue::Object(unsigned));
@@ -248,6 +255,13 @@ async fn add_answer(
         }
     }
     Ok(())
+}
+
+/// What a device is called, as its keys are shown to somebody.
+#[must_use]
+pub fn display_name(keys: &Raw<DeviceKeys>) -> Option<String> {
+    let unsigned = keys.get_field::<UnsignedDeviceInfo>("unsigned");
+    unsigned.ok().flatten()?.device_display_name
 }
 
 /// Whether keys are said to be those of a user, and of a device.

@@ -1,27 +1,30 @@
 //! The devices of users of other servers: their lists are asked for once and then kept up to date by what the servers say
 //! ("Device Management", Server-Server API).
 
-use std::time::Duration;
-
 use futures_util::{StreamExt as _, stream};
 use ruma::{
     CanonicalJsonValue, OwnedUserId, ServerName, UserId,
-    api::federation::{
-        device::get_devices,
-        transactions::edu::{DeviceListUpdateContent, SigningKeyUpdateContent},
-    },
+    api::federation::transactions::edu::{DeviceListUpdateContent, SigningKeyUpdateContent},
     encryption::CrossSigningKey,
     serde::Raw,
 };
-use tokio::time::{Instant, timeout_at};
+use serde_json::value::RawValue;
+use tokio::{
+    sync::OwnedMutexGuard,
+    time::{Instant, timeout_at},
+};
 
-use super::check;
+use super::{
+    check::{self, SigningKey},
+    cross_signing::{MASTER, SELF_SIGNING, stored},
+    device_list::GetDevices,
+    others,
+};
 use crate::{
     app::App,
     device_lists,
     error::Result,
     log::Change,
-    remote,
     storage::{
         UserNid, cross_signing,
         remote_devices::{self, RemoteDevice},
@@ -31,27 +34,27 @@ use crate::{
 /// How many lists are asked for at once, and for one request of a client.
 const AT_ONCE: usize = 16;
 const MOST: usize = 64;
-/// The largest list, in bytes and in devices.
-const BYTES: u64 = 4 << 20;
+/// How many devices of a user are known at most.
 const DEVICES: usize = 1000;
-/// The longest id of a device, in bytes.
+/// The longest id of a device, and the longest name, in bytes.
 const DEVICE_ID: usize = 255;
-/// The longest that a server has to answer.
-const LONGEST: Duration = Duration::from_secs(20);
+const DISPLAY_NAME: usize = 255;
 
 /// Asks for the lists of those of some users with whom somebody here shares a room; what comes is kept.
 pub(super) async fn fetch(
     app: &App,
     users: Vec<(OwnedUserId, UserNid)>,
-    timeout: Duration,
+    until: Instant,
 ) -> Result<()> {
     let nids: Vec<UserNid> = users.iter().map(|(_, nid)| *nid).collect();
     let near = remote_devices::near(&app.db, &nids).await?;
-    let deadline = Instant::now() + timeout.min(LONGEST);
-    let near = users.into_iter().filter(|(_, nid)| near.contains(nid));
+    let has_time = Instant::now() < until;
+    let near = users
+        .into_iter()
+        .filter(|(_, nid)| has_time && near.contains(nid));
     stream::iter(near.take(MOST))
         .for_each_concurrent(AT_ONCE, async |(id, nid)| {
-            match timeout_at(deadline, fetch_one(app, &id, nid)).await {
+            match timeout_at(until, fetch_one(app, &id, nid)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
                     tracing::debug!(user = %id, %error, "a list of devices is not known");
@@ -71,20 +74,13 @@ async fn fetch_one(app: &App, id: &UserId, user: UserNid) -> Result<()> {
         return Ok(());
     }
     let pos = app.head();
-    let request = get_devices::v1::Request::new(id.to_owned());
-    let list = remote::ask(app, id.server_name(), request, BYTES).await?;
+    let request = GetDevices::of(id.to_owned());
+    let list = others::ask_one(app, id.server_name(), request).await?;
     let mut change = Change::new();
     change.write(remote_devices::delete_all(user));
-    for device in list.devices.into_iter().take(DEVICES) {
-        let device_id = device.device_id.to_string();
-        if device_id.len() <= DEVICE_ID
-            && let Ok(keys) = check::device_keys(device.keys.json(), id, &device_id)
-        {
-            let device = RemoteDevice {
-                device_id,
-                display_name: device.device_display_name,
-                keys: Some(keys),
-            };
+    for device in list.devices().take(DEVICES) {
+        let keys = device.keys.as_deref();
+        if let Some(device) = read(id, device.id, keys, device.display_name) {
             change.write(remote_devices::set(user, &device));
         }
     }
@@ -95,10 +91,29 @@ async fn fetch_one(app: &App, id: &UserId, user: UserNid) -> Result<()> {
         list.master_key,
         list.self_signing_key,
     );
-    let stream_id = i64::try_from(u64::from(list.stream_id)).unwrap_or(0);
+    let stream_id = i64::try_from(list.stream_id).unwrap_or(0);
     change.write(remote_devices::set_list(user, stream_id, pos));
     app.log.append(change).await?;
     Ok(())
+}
+
+/// A device as another server tells of it; `None` if that is not as it must be. A name that is too long is none.
+fn read(
+    user: &UserId,
+    device_id: String,
+    keys: Option<&RawValue>,
+    display_name: Option<String>,
+) -> Option<RemoteDevice> {
+    if !(1..=DEVICE_ID).contains(&device_id.len()) || device_id.contains('\0') {
+        return None;
+    }
+    let keys = keys.map(|keys| check::device_keys(keys, user, &device_id));
+    Some(RemoteDevice {
+        keys: keys.transpose().ok()?,
+        device_id,
+        display_name: display_name
+            .filter(|name| name.len() <= DISPLAY_NAME && !name.contains('\0')),
+    })
 }
 
 /// Adds the keys of a user to a change, if they are such.
@@ -108,7 +123,7 @@ fn set_keys(
     master: Option<Raw<CrossSigningKey>>,
     self_signing: Option<Raw<CrossSigningKey>>,
 ) {
-    for (usage, key) in [("master", master), ("self_signing", self_signing)] {
+    for (usage, key) in [(MASTER, master), (SELF_SIGNING, self_signing)] {
         let key = key.and_then(|key| cross_signing_key(&key, id, usage).ok());
         if let Some(key) = key {
             change.write(cross_signing::set(user, usage, &key));
@@ -116,21 +131,61 @@ fn set_keys(
     }
 }
 
+/// Whether a user is known by another master key than this one.
+async fn is_other_master(
+    app: &App,
+    (id, user): (&UserId, UserNid),
+    master: &Raw<CrossSigningKey>,
+) -> Result<bool> {
+    let known = stored(app, user, id).await?.master;
+    let new = check::object(master.json()).and_then(|key| SigningKey::new(key, id, MASTER));
+    Ok(match (known, new) {
+        (Some(known), Ok(new)) => known.public != new.public,
+        _ => false,
+    })
+}
+
 fn cross_signing_key(key: &Raw<CrossSigningKey>, id: &UserId, usage: &str) -> Result<String> {
-    let key = check::SigningKey::new(check::object(key.json())?, id, usage)?;
+    let key = SigningKey::new(check::object(key.json())?, id, usage)?;
     Ok(CanonicalJsonValue::Object(key.object).to_string())
 }
 
-/// A user that an EDU is about, if it is for its origin to say something of them and somebody here shares a room with them.
-async fn near(app: &App, origin: &ServerName, id: &UserId) -> Result<Option<UserNid>> {
-    if id.server_name() != origin || app.is_local(id) {
-        return Ok(None);
+/// A user of another server of whom something has changed, while nobody else changes what is known of their devices.
+struct Changed {
+    user: UserNid,
+    /// Whether the list of their devices is known.
+    is_known: bool,
+    _turn: OwnedMutexGuard<()>,
+}
+
+impl Changed {
+    /// The user that an EDU is about, if it is for its origin to say something of them and somebody here shares a room with
+    /// them.
+    async fn find(app: &App, origin: &ServerName, id: &UserId) -> Result<Option<Self>> {
+        if id.server_name() != origin || app.is_local(id) {
+            return Ok(None);
+        }
+        let Some(user) = app.names.find_user(&app.db, id).await? else {
+            return Ok(None);
+        };
+        if remote_devices::near(&app.db, &[user]).await?.is_empty() {
+            return Ok(None);
+        }
+        let turn = app.remote_lists.turn(&user).lock_owned().await;
+        let known = remote_devices::known(&app.db, &[user]).await?;
+        Ok(Some(Self {
+            user,
+            is_known: !known.is_empty(),
+            _turn: turn,
+        }))
     }
-    let Some(user) = app.names.find_user(&app.db, id).await? else {
-        return Ok(None);
-    };
-    let near = remote_devices::near(&app.db, &[user]).await?;
-    Ok(near.into_iter().next())
+
+    /// Makes a change, and tells those who share a room with the user.
+    async fn tell(self, app: &App, mut change: Change) -> Result<()> {
+        device_lists::changed(app, &mut change, self.user, &[""]).await?;
+        app.log.append(change).await?;
+        Ok(())
+    }
 }
 
 /// `m.device_list_update`. If something before it has not come, the list is asked for when somebody needs it.
@@ -143,17 +198,16 @@ pub async fn updated(
     content: DeviceListUpdateContent,
 ) -> Result<()> {
     let id = &content.user_id;
-    let Some(user) = near(app, origin, id).await? else {
+    let Some(changed) = Changed::find(app, origin, id).await? else {
         return Ok(());
     };
-    let turn = app.remote_lists.turn(&user);
-    let _turn = turn.lock().await;
-    let mut change = Change::new();
-    if !remote_devices::known(&app.db, &[user]).await?.is_empty() {
+    let (user, mut change) = (changed.user, Change::new());
+    if changed.is_known {
         let stream_id = i64::try_from(u64::from(content.stream_id)).unwrap_or(i64::MAX);
         let known = remote_devices::stream_id(&app.db, user).await?;
         if known.is_some_and(|known| known >= stream_id) {
-            return Ok(());
+            // The list came with it; but not everybody may have heard that there was something new.
+            return changed.tell(app, change).await;
         }
         let before = |id: &ruma::UInt| i64::try_from(u64::from(*id)).ok() == known;
         let is_next = !content.prev_id.is_empty() && content.prev_id.iter().all(before);
@@ -165,10 +219,11 @@ pub async fn updated(
             }
             _ => drop(change.write(remote_devices::set_stale(user))),
         }
+    } else if content.keys.is_none() && remote_devices::stream_id(&app.db, user).await?.is_none() {
+        // Nobody has asked for the list, and there is one device that has nothing to encrypt with: that is no news.
+        return Ok(());
     }
-    device_lists::changed(app, &mut change, user, &[""]).await?;
-    app.log.append(change).await?;
-    Ok(())
+    changed.tell(app, change).await
 }
 
 /// What an update says of its device; `None` if that is not as it must be.
@@ -178,25 +233,17 @@ async fn device(
     content: &DeviceListUpdateContent,
 ) -> Result<Option<crate::storage::Write>> {
     let device_id = content.device_id.to_string();
-    if content.deleted == Some(true) {
+    if content.deleted == Some(true) && !device_id.contains('\0') {
         return Ok(Some(remote_devices::delete(user, &device_id)));
     }
     let count = remote_devices::count(&app.db, user).await?;
-    if usize::try_from(count).map_or(true, |count| count >= DEVICES) || device_id.len() > DEVICE_ID
-    {
+    if usize::try_from(count).map_or(true, |count| count >= DEVICES) {
         return Ok(None);
     }
-    let keys = content.keys.as_ref();
-    let keys = keys.map(|keys| check::device_keys(keys.json(), &content.user_id, &device_id));
-    let Ok(keys) = keys.transpose() else {
-        return Ok(None);
-    };
-    let device = RemoteDevice {
-        device_id,
-        display_name: content.device_display_name.clone(),
-        keys,
-    };
-    Ok(Some(remote_devices::set(user, &device)))
+    let keys = content.keys.as_ref().map(Raw::json);
+    let name = content.device_display_name.clone();
+    let device = read(&content.user_id, device_id, keys, name);
+    Ok(device.map(|device| remote_devices::set(user, &device)))
 }
 
 /// `m.signing_key_update`.
@@ -209,13 +256,17 @@ pub async fn signing_keys_updated(
     content: SigningKeyUpdateContent,
 ) -> Result<()> {
     let id = &content.user_id;
-    let Some(user) = near(app, origin, id).await? else {
+    let Some(changed) = Changed::find(app, origin, id).await? else {
         return Ok(());
     };
-    let turn = app.remote_lists.turn(&user);
-    let _turn = turn.lock().await;
-    let mut change = Change::new();
-    if !remote_devices::known(&app.db, &[user]).await?.is_empty() {
+    let (user, mut change) = (changed.user, Change::new());
+    if changed.is_known {
+        if let Some(master) = &content.master_key
+            && is_other_master(app, (id, user), master).await?
+        {
+            // What the old one has signed holds no more.
+            change.write(cross_signing::delete_keys(user));
+        }
         set_keys(
             &mut change,
             (id, user),
@@ -223,7 +274,5 @@ pub async fn signing_keys_updated(
             content.self_signing_key,
         );
     }
-    device_lists::changed(app, &mut change, user, &[""]).await?;
-    app.log.append(change).await?;
-    Ok(())
+    changed.tell(app, change).await
 }

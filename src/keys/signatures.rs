@@ -15,6 +15,7 @@ use serde_json::value::RawValue;
 use super::{
     check::{self, SigningKey},
     cross_signing::{MASTER, Stored, stored},
+    expect_few,
     query::{self, parse},
 };
 use crate::{
@@ -71,12 +72,13 @@ type Good = Vec<(String, String)>;
 /// Takes the signatures that a user has made. Answers those that were not taken.
 ///
 /// # Errors
-/// If the database fails.
+/// `M_TOO_LARGE` if those are too many; if the database fails.
 pub async fn add(
     app: &App,
     requester: &Requester,
     signed: &BTreeMap<OwnedUserId, SignedKeys>,
 ) -> Result<Failures> {
+    expect_few(signed, |keys| keys.into_iter().count())?;
     let (me, id) = (requester.user, &requester.user_id);
     let known = Known::read(app, requester, signed.keys()).await?;
     let mut failures = Failures::new();
@@ -102,7 +104,7 @@ pub async fn add(
     let of_users: Vec<UserNid> = nids.values().copied().collect();
     let before = cross_signing::signatures(&app.db, &of_users, Some(me)).await?;
     let mut change = Change::new();
-    let mut changed = BTreeSet::new();
+    let (mut changed, mut signed) = (BTreeSet::new(), BTreeSet::new());
     for (user, key_id, made) in good {
         let Some(nid) = nids.get(user).copied() else {
             continue;
@@ -119,15 +121,24 @@ pub async fn add(
                 continue;
             }
             change.write(cross_signing::sign(&signature));
-            let is_device = user == id && known.devices.contains_key(key_id);
-            changed.insert(if is_device { key_id } else { "" });
+            if user != id {
+                signed.insert(nid);
+            } else if known.devices.contains_key(key_id) {
+                changed.insert(key_id);
+            } else {
+                changed.insert("");
+            }
         }
     }
-    if !changed.is_empty() {
-        let changed: Vec<&str> = changed.into_iter().collect();
-        device_lists::changed(app, &mut change, me, &changed).await?;
-        app.log.append(change).await?;
+    if changed.is_empty() && signed.is_empty() {
+        return Ok(failures);
     }
+    let changed: Vec<&str> = changed.into_iter().collect();
+    device_lists::changed(app, &mut change, me, &changed).await?;
+    for user in signed {
+        device_lists::signed(&mut change, me, user);
+    }
+    app.log.append(change).await?;
     Ok(failures)
 }
 
@@ -198,7 +209,8 @@ impl Known {
     }
 }
 
-/// The good signatures of a user on something that is known, by some keys. What is signed already need not be signed again.
+/// The good signatures of a user on something that is known, by some keys. They are kept even if what is known has them: a device
+/// may upload its keys once more without them.
 fn good(
     signer: &UserId,
     known: &CanonicalJsonObject,
@@ -210,20 +222,16 @@ fn good(
         return Err(OTHER_KEY);
     }
     let mut good = Good::new();
-    let mut is_known = false;
     for (key_id, key) in keys {
         let Some(signature) = check::signature(&object, signer, key_id) else {
             continue;
         };
-        if check::signature(known, signer, key_id) == Some(signature) {
-            is_known = true;
-        } else if check::is_signed(&object, signer, key_id, key) {
-            good.push((key_id.clone(), signature.to_owned()));
-        } else {
+        if !check::is_signed(&object, signer, key_id, key) {
             return Err(NOT_SIGNED);
         }
+        good.push((key_id.clone(), signature.to_owned()));
     }
-    if good.is_empty() && !is_known {
+    if good.is_empty() {
         return Err(NOT_SIGNED);
     }
     Ok(good)

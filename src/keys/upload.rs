@@ -21,9 +21,9 @@ use crate::{
 };
 
 /// How many one-time keys of an algorithm a device has at most.
-const MOST: usize = 500;
+pub(super) const MOST: usize = 500;
 /// For how many algorithms a device has fallback keys at most.
-const FALLBACKS: usize = 16;
+pub(super) const FALLBACKS: usize = 16;
 
 /// What is uploaded, and whose it is.
 #[derive(Debug)]
@@ -50,18 +50,12 @@ pub struct Upload<'a> {
 /// `M_BAD_JSON` or `M_TOO_LARGE` if a key is not as it must be, `M_INVALID_PARAM` if there are too many or if an id was used
 /// for another key, `M_UNKNOWN_TOKEN` if the device is gone; if the database fails.
 pub async fn upload(app: &App, upload: &Upload<'_>) -> Result<Counts> {
-    let all = |keys: &[(&str, &RawValue)]| -> Result<Vec<SmallKey>> {
-        let keys = keys.iter();
-        keys.map(|(id, json)| check::small_key(id, json)).collect()
-    };
     let device_keys = upload.device_keys;
     let device_keys = device_keys
         .map(|json| check::device_keys(json, upload.user_id, upload.device_id))
         .transpose()?;
-    let (one_time, fallback) = (all(&upload.one_time)?, all(&upload.fallback)?);
-    if one_time.len() > MOST || fallback.len() > FALLBACKS {
-        return Err(too_many());
-    }
+    let one_time = read(&upload.one_time, MOST)?;
+    let fallback = read(&upload.fallback, FALLBACKS)?;
     loop {
         let mut change = Change::new();
         let mut is_new = false;
@@ -100,6 +94,18 @@ pub async fn upload(app: &App, upload: &Upload<'_>) -> Result<Counts> {
     Ok(keys::counts(&app.db, upload.device).await?)
 }
 
+/// Reads one-time keys or fallback keys.
+///
+/// # Errors
+/// `M_BAD_JSON` or `M_TOO_LARGE` if one is not as it must be, `M_INVALID_PARAM` if there are too many.
+pub(super) fn read(keys: &[(&str, &RawValue)], most: usize) -> Result<Vec<SmallKey>> {
+    if keys.len() > most {
+        return Err(too_many());
+    }
+    let keys = keys.iter();
+    keys.map(|(id, json)| check::small_key(id, json)).collect()
+}
+
 fn too_many() -> Error {
     Error::invalid_param(format!("a device has at most {MOST} keys of an algorithm"))
 }
@@ -112,20 +118,41 @@ async fn set_device_keys(
     json: &str,
 ) -> Result<bool> {
     let known = keys::of_device(&app.db, upload.device).await?;
-    if known.is_some_and(|known| known == json) {
+    if known.as_ref().is_some_and(|known| known == json) {
         return Ok(false);
     }
-    for key in cross_signing::of_users(&app.db, &[upload.user]).await? {
-        if public_key(&parse(&key.json)?).as_deref() == Some(upload.device_id) {
+    let is_same = match &known {
+        Some(known) => check::is_same(&parse(known)?, &parse(json)?),
+        None => false,
+    };
+    expect_no_signing_key(app, upload.user, upload.device_id).await?;
+    // If several requests bring the first keys at the same moment, the later ones must not take away what was signed in between.
+    change.write(match &known {
+        None => keys::set_first(upload.device, json),
+        Some(_) => keys::set(upload.device, json),
+    });
+    if !is_same {
+        let (user, id) = (upload.user, upload.device_id);
+        change.write(cross_signing::unsign(user, id));
+        change.write(cross_signing::unsign_with(user, &format!("ed25519:{id}")));
+    }
+    device_lists::changed(app, change, upload.user, &[upload.device_id]).await?;
+    Ok(true)
+}
+
+/// Makes sure that no key with which a user signs is called as a device.
+///
+/// # Errors
+/// `M_FORBIDDEN` if one is; if the database fails.
+pub(super) async fn expect_no_signing_key(app: &App, user: UserNid, device_id: &str) -> Result<()> {
+    for key in cross_signing::of_users(&app.db, &[user]).await? {
+        if public_key(&parse(&key.json)?).as_deref() == Some(device_id) {
             return Err(Error::forbidden(
                 "the device is called as one of your keys for cross-signing",
             ));
         }
     }
-    change.write(keys::set(upload.device, json));
-    change.write(cross_signing::unsign(upload.user, upload.device_id));
-    device_lists::changed(app, change, upload.user, &[upload.device_id]).await?;
-    Ok(true)
+    Ok(())
 }
 
 /// Adds to a change those one-time keys that are new; answers whether any is.

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, BufReader, Cursor},
+    io::{self, BufRead, BufReader, Cursor, Seek},
     path::Path,
 };
 
@@ -14,6 +14,7 @@ use image::{
     metadata::Orientation,
 };
 
+use super::animation;
 use crate::storage::media::{ThumbnailMethod, ThumbnailSize};
 
 /// The largest image that is decoded, in pixels: more than any common camera makes.
@@ -42,49 +43,110 @@ pub enum ThumbnailError {
 /// A thumbnail.
 #[derive(Debug)]
 pub enum Made {
+    /// None that moves: the still one serves.
+    Still,
     /// The image itself, being small enough.
     Original(ImageFormat),
     /// A new image.
     New(ImageFormat, Vec<u8>),
 }
 
-/// Makes a still image that is not larger than `size`, from the PNG, JPEG, GIF or WebP file at `path`. An image is never
-/// made larger.
+/// What one sees of an image: how many pixels, and which way up they are.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shape {
+    /// In pixels of the file.
+    pub(super) width: u32,
+    /// In pixels of the file.
+    pub(super) height: u32,
+    orientation: Orientation,
+}
+
+impl Shape {
+    fn of(decoder: &mut impl ImageDecoder) -> Result<Self, ThumbnailError> {
+        let (width, height) = decoder.dimensions();
+        let orientation = decoder.orientation().map_err(refusal)?;
+        Ok(Self {
+            width,
+            height,
+            orientation,
+        })
+    }
+
+    /// Width and height as they are seen.
+    fn shown(self) -> (u32, u32) {
+        if turns(self.orientation) {
+            (self.height, self.width)
+        } else {
+            (self.width, self.height)
+        }
+    }
+
+    /// Makes an image of this shape as small as wanted.
+    pub(super) fn fit(self, image: DynamicImage, size: ThumbnailSize) -> DynamicImage {
+        match size.method {
+            ThumbnailMethod::Scale => scale(image, self.orientation, size),
+            ThumbnailMethod::Crop => crop(image, self.orientation, size),
+        }
+    }
+}
+
+/// Makes an image that is not larger than `size`, from the PNG, JPEG, GIF or WebP file at `path`. An image is never
+/// made larger. It moves only if that is wanted, and if the file does.
 ///
 /// # Errors
 /// If the file is not such an image, or too large.
 pub fn shrink(path: &Path, size: ThumbnailSize) -> Result<Made, ThumbnailError> {
     let reader = ImageReader::new(BufReader::new(File::open(path)?)).with_guessed_format()?;
     let format = reader.format().ok_or(ThumbnailError::NotAnImage)?;
-    let (image, orientation) = {
-        let mut decoder = decoder(reader)?;
-        let orientation = decoder.orientation().map_err(refusal)?;
-        let (width, height) = decoder.dimensions();
-        let turned = turns(orientation);
-        let (shown_width, shown_height) = if turned {
-            (height, width)
-        } else {
-            (width, height)
-        };
-        let small = shown_width <= size.width && shown_height <= size.height;
-        if small && !is_animated(path, format).map_err(refusal)? {
-            return Ok(Made::Original(format));
-        }
-        let image = DynamicImage::from_decoder(decoder).map_err(refusal)?;
-        (image, orientation)
-    };
-    let image = match size.method {
-        ThumbnailMethod::Scale => scale(image, orientation, size),
-        ThumbnailMethod::Crop => crop(image, orientation, size),
-    };
-    encode(&image, format).map_err(refusal)
+    let mut decoder = decoder(reader)?;
+    let shape = Shape::of(&mut decoder)?;
+    if format == ImageFormat::WebP && !animation::is_honest(path, shape.width, shape.height)? {
+        return Err(ThumbnailError::NotAnImage);
+    }
+    let (width, height) = shape.shown();
+    let is_small = width <= size.width && height <= size.height;
+    let moves = (size.animated || is_small) && is_animated(path, format).map_err(refusal)?;
+    match (size.animated, moves) {
+        (true, false) => return Ok(Made::Still),
+        (true, true) if !is_small => return animation::shrink(path, format, shape, size),
+        (true, true) => return Ok(Made::Original(format)),
+        (false, false) if is_small => return Ok(Made::Original(format)),
+        (false, _) => {}
+    }
+    let image = DynamicImage::from_decoder(decoder).map_err(refusal)?;
+    encode(&shape.fit(image, size), format).map_err(refusal)
+}
+
+/// What an image is, by what it says of itself at its start: its format, and width and height as it is shown, in pixels.
+///
+/// # Errors
+/// If it is none, or too large.
+pub fn describe(bytes: &[u8]) -> Result<(ImageFormat, u32, u32), ThumbnailError> {
+    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
+    let format = reader.format().ok_or(ThumbnailError::NotAnImage)?;
+    let (width, height) = Shape::of(&mut decoder(reader)?)?.shown();
+    Ok((format, width, height))
+}
+
+/// The shape of the image in a file.
+#[cfg(test)]
+pub(super) fn shape_of(path: &Path) -> Result<Shape, ThumbnailError> {
+    let reader = ImageReader::new(BufReader::new(File::open(path)?)).with_guessed_format()?;
+    Shape::of(&mut decoder(reader)?)
+}
+
+/// How much memory a decoder may take.
+pub(super) fn limits() -> Limits {
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(MAX_BYTES);
+    limits
 }
 
 /// Opens an image that is not larger than images may be.
-fn decoder(mut reader: ImageReader<BufReader<File>>) -> Result<impl ImageDecoder, ThumbnailError> {
-    let mut limits = Limits::default();
-    limits.max_alloc = Some(MAX_BYTES);
-    reader.limits(limits);
+fn decoder<'a, R: BufRead + Seek + 'a>(
+    mut reader: ImageReader<R>,
+) -> Result<impl ImageDecoder + 'a, ThumbnailError> {
+    reader.limits(limits());
     let decoder = reader.into_decoder().map_err(refusal)?;
     let (width, height) = decoder.dimensions();
     let pixels = u64::from(width) * u64::from(height);
@@ -94,7 +156,7 @@ fn decoder(mut reader: ImageReader<BufReader<File>>) -> Result<impl ImageDecoder
     Ok(decoder)
 }
 
-fn refusal(error: ImageError) -> ThumbnailError {
+pub(super) fn refusal(error: ImageError) -> ThumbnailError {
     match error {
         ImageError::Limits(_) => ThumbnailError::TooLarge,
         // A file that ends too early says so in this way too.
@@ -125,14 +187,12 @@ fn turns(orientation: Orientation) -> bool {
 
 fn is_animated(path: &Path, format: ImageFormat) -> ImageResult<bool> {
     let file = BufReader::new(File::open(path)?);
-    let mut limits = Limits::default();
-    limits.max_alloc = Some(MAX_BYTES);
     Ok(match format {
-        ImageFormat::Png => PngDecoder::with_limits(file, limits)?.is_apng()?,
+        ImageFormat::Png => PngDecoder::with_limits(file, limits())?.is_apng()?,
         ImageFormat::WebP => WebPDecoder::new(file)?.has_animation(),
         ImageFormat::Gif => {
             let mut decoder = GifDecoder::new(file)?;
-            decoder.set_limits(limits)?;
+            decoder.set_limits(limits())?;
             decoder.into_frames().nth(1).is_some()
         }
         _ => false,

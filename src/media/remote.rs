@@ -24,7 +24,7 @@ use crate::{
     storage::{
         MediaNid,
         media::{self, Content, Media},
-        remote_media,
+        remote_media::{self, RemoteMedia},
     },
 };
 
@@ -281,7 +281,7 @@ fn described(head: Head) -> Description {
     }
 }
 
-/// Gives up media of other servers until what is left of them fits into its budget: those first for which nobody has
+/// Gives up media from elsewhere until what is left of them fits into its budget: those first for which nobody has
 /// asked for the longest time. Answers how many.
 ///
 /// # Errors
@@ -293,33 +293,59 @@ pub async fn sweep(app: &App) -> Result<usize> {
     while excess > 0 {
         // Nobody brings a content just while the last media that has it goes.
         let _nothing_comes = app.files.coming.write().await;
-        let mut files = Vec::new();
-        let mut change = Change::new();
-        for media in remote_media::oldest(&app.db, SWEPT).await? {
-            if excess <= 0 {
-                break;
-            }
+        let mut media = remote_media::oldest(&app.db, SWEPT).await?;
+        let enough = media.iter().position(|media| {
             excess -= media.bytes;
-            for size in media::thumbnail_sizes(&app.db, &media.hash).await? {
-                files.push((media.hash, app.files.thumbnail(&media.hash, size)));
-            }
-            files.push((media.hash, app.files.blob(&media.hash)));
-            for write in remote_media::delete(&media) {
-                change.write(write);
-            }
-            swept += 1;
-        }
-        if files.is_empty() {
+            excess <= 0
+        });
+        media.truncate(enough.map_or(media.len(), |last| last + 1));
+        if media.is_empty() {
             break;
         }
-        app.log.append(change).await?;
-        for (hash, file) in files {
-            if media::uses(&app.db, &hash).await? == 0 {
-                remove(&file).await?;
-            }
-        }
+        give_up(app, &media).await?;
+        swept += media.len();
     }
     Ok(swept)
+}
+
+/// Gives up media that were to be kept for some time, and that is over. Answers how many.
+///
+/// # Errors
+/// If the database or the disk fails.
+pub async fn sweep_expired(app: &App) -> Result<usize> {
+    let mut swept = 0;
+    loop {
+        let now = app.clock.now();
+        if remote_media::expired(&app.db, now, 1).await?.is_empty() {
+            return Ok(swept);
+        }
+        let _nothing_comes = app.files.coming.write().await;
+        let media = remote_media::expired(&app.db, now, SWEPT).await?;
+        give_up(app, &media).await?;
+        swept += media.len();
+    }
+}
+
+/// Deletes media, and the files of those whose content no other media has. Nothing may come meanwhile.
+async fn give_up(app: &App, media: &[RemoteMedia]) -> Result<()> {
+    let mut files = Vec::new();
+    let mut change = Change::new();
+    for media in media {
+        for size in media::thumbnail_sizes(&app.db, &media.hash).await? {
+            files.push((media.hash, app.files.thumbnail(&media.hash, size)));
+        }
+        files.push((media.hash, app.files.blob(&media.hash)));
+        for write in remote_media::delete(media) {
+            change.write(write);
+        }
+    }
+    app.log.append(change).await?;
+    for (hash, file) in files {
+        if media::uses(&app.db, &hash).await? == 0 {
+            remove(&file).await?;
+        }
+    }
+    Ok(())
 }
 
 async fn remove(file: &std::path::Path) -> Result<()> {

@@ -3,7 +3,6 @@
 use std::{path::Path, sync::Arc};
 
 use http::StatusCode;
-use image::ImageFormat;
 use ruma::{api::error::ErrorKind, media::Method};
 use tokio::fs::File;
 
@@ -21,6 +20,7 @@ const fn size(width: u32, height: u32, method: ThumbnailMethod) -> ThumbnailSize
         width,
         height,
         method,
+        animated: false,
     }
 }
 
@@ -41,11 +41,16 @@ const SCALES: [ThumbnailSize; 4] = [
 /// What is asked for beyond these: the image as it is, or its first frame.
 const WHOLE: ThumbnailSize = size(u32::MAX, u32::MAX, ThumbnailMethod::Scale);
 
-/// The smallest size that is not smaller than what is asked for.
+/// The smallest size that is not smaller than what is asked for. A thumbnail that is `animated` moves if the image does.
 ///
 /// # Errors
 /// `M_INVALID_PARAM` for no pixels at all or an unknown method.
-pub fn choose(width: u64, height: u64, method: Option<&Method>) -> Result<ThumbnailSize> {
+pub fn choose(
+    width: u64,
+    height: u64,
+    method: Option<&Method>,
+    animated: bool,
+) -> Result<ThumbnailSize> {
     if width == 0 || height == 0 {
         return Err(Error::invalid_param("a thumbnail has at least one pixel"));
     }
@@ -56,8 +61,12 @@ pub fn choose(width: u64, height: u64, method: Option<&Method>) -> Result<Thumbn
     };
     let enough =
         |size: &&ThumbnailSize| u64::from(size.width) >= width && u64::from(size.height) >= height;
-    Ok(*sizes.iter().find(enough).unwrap_or(&WHOLE))
+    let size = *sizes.iter().find(enough).unwrap_or(&WHOLE);
+    Ok(ThumbnailSize { animated, ..size })
 }
+
+/// Stands in the place of a media type where a thumbnail that moves cannot be had.
+const STILL: &str = "";
 
 /// A thumbnail, ready to be sent.
 #[derive(Debug)]
@@ -77,16 +86,32 @@ pub struct Ready {
 /// # Errors
 /// `M_UNKNOWN` if it is no image, `M_TOO_LARGE` if it is too large.
 pub async fn get(app: &Arc<App>, hash: &ContentHash, size: ThumbnailSize) -> Result<Ready> {
-    if let Some(ready) = find(app, hash, size).await? {
-        return Ok(ready);
+    let mut size = size;
+    if size.animated {
+        if let Found::Ready(ready) = find_or_make(app, hash, size).await? {
+            return Ok(ready);
+        }
+        size.animated = false;
+    }
+    match find_or_make(app, hash, size).await? {
+        Found::Ready(ready) => Ok(ready),
+        Found::Still | Found::Nothing => Err(Error::internal("a thumbnail just made is gone")),
+    }
+}
+
+async fn find_or_make(app: &Arc<App>, hash: &ContentHash, size: ThumbnailSize) -> Result<Found> {
+    match find(app, hash, size).await? {
+        Found::Nothing => {}
+        found => return Ok(found),
     }
     let decoder = Arc::clone(&app.files.decoders)
         .acquire_owned()
         .await
         .map_err(Error::internal)?;
     // Somebody else may have made it while this one waited.
-    if let Some(ready) = find(app, hash, size).await? {
-        return Ok(ready);
+    match find(app, hash, size).await? {
+        Found::Nothing => {}
+        found => return Ok(found),
     }
     let path = app.files.blob(hash);
     let made = tokio::task::spawn_blocking(move || {
@@ -104,9 +129,7 @@ pub async fn get(app: &Arc<App>, hash: &ContentHash, size: ThumbnailSize) -> Res
         Err(error) => return Err(Error::internal(error)),
     };
     keep(app, hash, size, made).await?;
-    find(app, hash, size)
-        .await?
-        .ok_or_else(|| Error::internal("a thumbnail just made is gone"))
+    find(app, hash, size).await
 }
 
 fn refused(error: ThumbnailError) -> Error {
@@ -124,26 +147,37 @@ fn refused(error: ThumbnailError) -> Error {
     }
 }
 
-/// The thumbnail, if it was made and its file was not deleted.
-async fn find(app: &App, hash: &ContentHash, size: ThumbnailSize) -> Result<Option<Ready>> {
+/// What is there of a thumbnail.
+enum Found {
+    Ready(Ready),
+    /// The image does not move, or could not be made smaller so that it does.
+    Still,
+    /// It was not made, or its file was deleted.
+    Nothing,
+}
+
+async fn find(app: &App, hash: &ContentHash, size: ThumbnailSize) -> Result<Found> {
     let Some(thumbnail) = media::thumbnail(&app.db, hash, size).await? else {
-        return Ok(None);
+        return Ok(Found::Nothing);
     };
+    if thumbnail.content_type == STILL {
+        return Ok(Found::Still);
+    }
     let path = if thumbnail.is_original {
         app.files.blob(hash)
     } else {
         app.files.thumbnail(hash, size)
     };
     let Some(file) = open(&path).await? else {
-        return Ok(None);
+        return Ok(Found::Nothing);
     };
     let tag = if thumbnail.is_original {
         hex(hash)
     } else {
-        let method = size.method as i64;
+        let method = size.number();
         format!("{}-{}-{}-{method}", hex(hash), size.width, size.height)
     };
-    Ok(Some(Ready {
+    Ok(Found::Ready(Ready {
         file,
         extension: extension(&thumbnail.content_type),
         content_type: thumbnail.content_type,
@@ -173,12 +207,13 @@ fn extension(content_type: &str) -> &'static str {
 }
 
 async fn keep(app: &App, hash: &ContentHash, size: ThumbnailSize, made: Made) -> Result<()> {
-    let (format, bytes): (ImageFormat, Option<Vec<u8>>) = match made {
-        Made::Original(format) => (format, None),
-        Made::New(format, bytes) => (format, Some(bytes)),
+    let (content_type, bytes): (_, Option<Vec<u8>>) = match made {
+        Made::Still => (STILL, None),
+        Made::Original(format) => (format.to_mime_type(), None),
+        Made::New(format, bytes) => (format.to_mime_type(), Some(bytes)),
     };
     let thumbnail = Thumbnail {
-        content_type: format.to_mime_type().to_owned(),
+        content_type: content_type.to_owned(),
         is_original: bytes.is_none(),
         bytes: i64::try_from(bytes.as_ref().map_or(0, Vec::len)).map_err(Error::internal)?,
     };
@@ -212,10 +247,10 @@ mod tests {
             (801, 600, Method::Scale, SCALES[3]),
             (9000, 1, Method::Scale, WHOLE),
         ] {
-            let chosen = choose(width, height, Some(&method)).unwrap();
+            let chosen = choose(width, height, Some(&method), false).unwrap();
             assert_eq!(chosen, wanted, "{width}x{height} {method}");
         }
-        assert!(choose(0, 5, None).is_err());
-        assert!(choose(5, 5, Some(&"stretch".into())).is_err());
+        assert!(choose(0, 5, None, false).is_err());
+        assert!(choose(5, 5, Some(&"stretch".into()), false).is_err());
     }
 }

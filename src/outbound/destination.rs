@@ -418,15 +418,15 @@ mod tests {
         let first = sending(&mut one, 0);
         one.failed(first, 0, 0.0);
         add(&mut one, [2]);
-        assert_eq!(one.next(29_999), Next::Wait(30_000));
-        let again = sending(&mut one, 30_000);
+        assert_eq!(one.next(1999), Next::Wait(2000));
+        let again = sending(&mut one, 2000);
         assert_eq!(positions(&again), [1]);
-        one.failed(again, 30_000, 0.0);
-        assert_eq!(one.next(30_001), Next::Wait(90_000));
+        one.failed(again, 2000, 0.0);
+        assert_eq!(one.next(2001), Next::Wait(6000));
         assert_eq!(one.row.fail_since, Some(0));
-        let again = sending(&mut one, 90_000);
-        one.sent(&again, 90_000);
-        assert_eq!(positions(&sending(&mut one, 90_000)), [2]);
+        let again = sending(&mut one, 6000);
+        one.sent(&again, 6000);
+        assert_eq!(positions(&sending(&mut one, 6000)), [2]);
         assert_eq!((one.row.failures, one.row.fail_since), (0, None));
     }
 
@@ -549,28 +549,28 @@ mod tests {
         one.add_note(&typing());
         let alone = sending(&mut one, 0);
         one.failed(alone, 0, 0.0);
-        assert_eq!(one.next(0), Next::Wait(30_000));
-        assert_eq!(one.next(30_000), Next::Nothing);
+        assert_eq!(one.next(0), Next::Wait(2000));
+        assert_eq!(one.next(2000), Next::Nothing);
         add(&mut one, [1]);
-        assert!(matches!(one.next(30_000), Next::Send(_)));
+        assert!(matches!(one.next(2000), Next::Send(_)));
     }
 
     #[test]
     fn who_is_heard_from_is_tried_at_once() {
         let mut one = destination(0, false);
         add(&mut one, [1]);
-        for now in [0, 30_000, 90_000] {
+        for now in [0, 2000, 6000] {
             let transaction = sending(&mut one, now);
             one.failed(transaction, now, 0.0);
         }
-        assert_eq!(one.next(90_001), Next::Wait(210_000));
-        one.heard(90_001);
-        assert_eq!(one.next(90_001), Next::Wait(92_000), "not without a pause");
-        let transaction = sending(&mut one, 92_000);
-        one.failed(transaction, 92_000, 0.0);
+        assert_eq!(one.next(6001), Next::Wait(14_000));
+        one.heard(6001);
+        assert_eq!(one.next(6001), Next::Wait(8000), "not without a pause");
+        let transaction = sending(&mut one, 8000);
+        one.failed(transaction, 8000, 0.0);
         assert_eq!(
-            one.next(92_000),
-            Next::Wait(152_000),
+            one.next(8000),
+            Next::Wait(12_000),
             "the waits are short again"
         );
     }

@@ -17,6 +17,7 @@ use crate::{
         device_lists::{self, Untold},
         to_device,
     },
+    to_device::fitting,
 };
 
 /// How many messages, and how many changes of devices, are in a transaction of a hundred EDUs.
@@ -60,13 +61,7 @@ impl Durable {
 /// If the database fails.
 pub(super) async fn read(app: &App, server: ServerNid) -> Result<Durable> {
     let waiting = to_device::out(&app.db, server, MESSAGES + 1).await?;
-    let mut bytes = 0;
-    let fitting = waiting.iter().take_while(|message| {
-        bytes += message.json.len();
-        bytes <= BYTES || bytes == message.json.len()
-    });
-    let most = usize::try_from(MESSAGES).unwrap_or(1);
-    let count = fitting.count().min(most);
+    let count = fitting(&waiting, MESSAGES, BYTES);
     let after = device_lists::told(&app.db, server).await?;
     let changes = device_lists::untold(&app.db, server, after, CHANGES + 1).await?;
     let most = usize::try_from(CHANGES).unwrap_or(1);
@@ -94,6 +89,8 @@ struct Edu<C> {
 struct DeviceListUpdate<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     deleted: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device_display_name: Option<String>,
     device_id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     keys: Option<&'a RawValue>,
@@ -138,6 +135,7 @@ fn edu(change: &Untold, user: &OwnedUserId, keys: &Keys) -> Result<String> {
         let device = devices.and_then(|devices| devices.get(change.device_id.as_str()));
         let content = DeviceListUpdate {
             deleted: device.is_none().then_some(true),
+            device_display_name: device.and_then(keys::display_name),
             device_id: &change.device_id,
             keys: device.map(Raw::<DeviceKeys>::json),
             prev_id: change.before.as_slice(),

@@ -237,7 +237,7 @@ impl Sender {
                 self.destination(&name, server).add_durable();
                 return;
             }
-            News::Devices(user) => return self.devices(user).await,
+            News::Devices(user, at) => return self.devices(user, at).await,
             News::Heard(name) => return self.heard(&name),
             News::Typing { room, user, typing } => self.typing(&room, user, typing).await,
             News::Receipt { room, receipt } => self.receipt(&room, &receipt).await,
@@ -312,8 +312,8 @@ impl Sender {
     }
 
     /// The devices of a user have changed: for the servers that share a room with them.
-    async fn devices(&mut self, user: UserNid) {
-        match device_lists::servers(&self.app.db, user).await {
+    async fn devices(&mut self, user: UserNid, at: Pos) {
+        match device_lists::servers(&self.app.db, user, at).await {
             Ok(servers) => self.wait_for_durable(servers),
             Err(error) => {
                 tracing::warn!(%error, "other servers are told later whose devices have changed");

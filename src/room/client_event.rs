@@ -313,6 +313,9 @@ struct Stripped<'a> {
     sender: &'a UserId,
     state_key: &'a str,
     r#type: &'a str,
+    /// Of `m.room.create` alone, which clients want whole (MSC4311).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    origin_server_ts: Option<MilliSecondsSinceUnixEpoch>,
 }
 
 /// A state event in the stripped format, for those who are not in the room ("Stripped state").
@@ -336,6 +339,7 @@ pub fn stripped_pdu(pdu: &Pdu) -> Result<Box<RawValue>> {
             .as_deref()
             .ok_or_else(|| Error::internal("only state events have a stripped form"))?,
         r#type: &pdu.event_type,
+        origin_server_ts: (&*pdu.event_type == "m.room.create").then_some(pdu.origin_server_ts),
     };
     to_raw_value(&stripped).map_err(Error::internal)
 }

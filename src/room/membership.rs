@@ -19,6 +19,7 @@ use super::{
 use crate::{
     app::App,
     bus::Effect,
+    device_lists,
     error::{Error, Result},
     log::{AppendError, Change},
     rooms::Room,
@@ -204,7 +205,7 @@ pub async fn join(
     content.extend(extra.clone());
     add_reason(&mut content, reason.clone());
     match remote::join(app, id, sender, content, servers).await? {
-        Joined::Through(room) => settings::bring(app, &room, sender).await,
+        Joined::Through(room) => arrive(app, &room, sender).await,
         // Somebody else here has joined it meanwhile.
         Joined::Here(room) => join_here(app, &room, sender, reason, extra).await,
     }
@@ -241,6 +242,12 @@ async fn join_here(
     content.extend(extra);
     authorise(app, room, sender, membership, &mut content).await?;
     change(app, room, sender, &sender.id, content, reason).await?;
+    arrive(app, room, sender).await
+}
+
+/// What follows a join.
+async fn arrive(app: &App, room: &Arc<Room>, sender: &Sender) -> Result<()> {
+    device_lists::introduce(app, room, sender.user).await?;
     settings::bring(app, room, sender).await
 }
 
@@ -289,7 +296,14 @@ pub async fn leave_all(app: &App, sender: &Sender) -> Result<()> {
     for chunk in nids.chunks(LEFT_AT_ONCE) {
         let rooms = app.rooms.many(&app.db, &app.log, chunk).await?;
         for room in rooms.values() {
-            if let Err(error) = leave(app, room, sender, None).await {
+            let Err(error) = leave(app, room, sender, None).await else {
+                continue;
+            };
+            // Somebody else may have made them leave meanwhile.
+            let now = of(app, room, &sender.id).await?;
+            let has_left =
+                |member: &Member| matches!(member.membership, Membership::Leave | Membership::Ban);
+            if !now.as_ref().is_none_or(has_left) {
                 tracing::warn!(%error, room = %room.id, "a deactivated user stays in a room");
             }
         }

@@ -4,28 +4,31 @@
 //! What is kept for single people is where they differ from it: they are mentioned, or have rules of their own. Nothing is
 //! kept of what a muted room does not say: that is seen from the rules when somebody counts.
 
-use std::{collections::HashSet, sync::Arc};
+mod judged;
 
-use ruma::{
-    UInt, UserId,
-    events::AnySyncTimelineEvent,
-    push::{Action, FlattenedJson, PushConditionRoomCtx, Ruleset},
-    serde::Raw,
-    user_id,
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
 };
+
+use ruma::{OwnedUserId, UserId, push::Action};
 use serde::Deserialize;
 
-use super::power;
+use super::visibility::Sight;
 use crate::{
     app::App,
-    error::{Error, Result},
-    preferences::{self, Preferences, Volume},
+    error::Result,
+    preferences::{self, Preferences, Volume, default_rules},
     rooms::Room,
     storage::{
-        Event, UserNid,
+        Event, Membership, UserNid,
         highlights::{HIGHLIGHT, LOUD, NOTIFIES, SILENT, SINGLED_OUT},
     },
 };
+
+pub use judged::{PATTERN_BYTES, WILDCARDS, is_cheap};
+
+use judged::Judged;
 
 /// How an event counts.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -71,67 +74,6 @@ impl Outcome {
             flags |= NOTIFIES;
         }
         flags
-    }
-}
-
-/// A user whom no rule means.
-const SOMEBODY: &str = "@somebody:server";
-
-fn context(room: &Room, user: &UserId, member_count: i64) -> PushConditionRoomCtx {
-    PushConditionRoomCtx::new(
-        room.id.clone(),
-        UInt::try_from(member_count).unwrap_or_default(),
-        user.to_owned(),
-        String::new(),
-    )
-}
-
-/// The event that is judged, as rules see it, and the room around it.
-#[derive(Debug)]
-struct Judged {
-    json: FlattenedJson,
-    context: PushConditionRoomCtx,
-}
-
-impl Judged {
-    async fn new(app: &App, room: &Room, event: &Event, member_count: i64) -> Result<Self> {
-        let raw = Raw::<AnySyncTimelineEvent>::from_json_string(event.pdu.json.to_string())
-            .map_err(Error::internal)?;
-        let json = FlattenedJson::from_raw(&raw);
-        // Rules pass over the events of their own user, so it must be somebody else than the sender.
-        let somebody = match event.pdu.sender.as_str() {
-            SOMEBODY => user_id!("@somebody.else:server"),
-            _ => user_id!("@somebody:server"),
-        };
-        let mut context = context(room, somebody, member_count);
-        if json.get(r"content.m\.mentions.room").is_some() {
-            context.power_levels = Some(power::now(app, room).await?.into());
-        }
-        Ok(Self { json, context })
-    }
-
-    /// What `rules` say to the user whom the context names.
-    async fn actions<'r>(&self, rules: &'r Ruleset) -> &'r [Action] {
-        for rule in rules {
-            if rule.applies(&self.json, &self.context).await {
-                return rule.actions();
-            }
-        }
-        &[]
-    }
-
-    /// What the rules of `user` say.
-    async fn actions_for(
-        &mut self,
-        user: &UserId,
-        display_name: Option<&str>,
-        rules: &Ruleset,
-    ) -> Vec<Action> {
-        user.clone_into(&mut self.context.user_id);
-        display_name
-            .unwrap_or_default()
-            .clone_into(&mut self.context.user_display_name);
-        self.actions(rules).await.to_vec()
     }
 }
 
@@ -205,11 +147,21 @@ pub(super) async fn evaluate(
     members.retain(|(user, _)| *user != event.sender);
     let users: Vec<UserNid> = members.iter().map(|(user, _)| *user).collect();
     let preferences = preferences::many(app, &users).await?;
+    let ids = if judged.is_addressing() {
+        app.names.user_ids(&app.db, &users).await?
+    } else {
+        HashMap::new()
+    };
+    let is_addressed = |judged: &Judged, user, display_name: Option<&str>| {
+        let id: Option<&OwnedUserId> = ids.get(&user);
+        id.is_some_and(|id| judged.may_address(id, display_name))
+    };
     for (user, display_name) in members {
         let own = preferences.get(&user);
         let rules = own.and_then(|own| own.rules.clone());
         let ignores = own.is_some_and(|own| own.ignored.contains(&event.sender));
-        let is_named = named.contains(&user);
+        let is_named =
+            named.contains(&user) || is_addressed(&judged, user, display_name.as_deref());
         if blind.contains(&user) && !ignores {
             if usual.notifies {
                 verdict.differing.push((user, SILENT));
@@ -234,8 +186,8 @@ pub(super) async fn evaluate(
             }
             continue;
         }
-        let rules = rules.unwrap_or_else(|| Arc::new(Ruleset::server_default(&id)));
-        needs_power_levels(app, room, &mut judged, &rules).await?;
+        let rules = rules.unwrap_or_else(|| Arc::new(default_rules(&id)));
+        judged.needs_power_levels(app, room, &rules).await?;
         let name = display_name.as_deref();
         let outcome = Outcome::of(&judged.actions_for(&id, name, &rules).await);
         let flags = outcome.flags(verdict.notifies, volume);
@@ -263,14 +215,10 @@ pub async fn volume(
     if let Some(volume) = preferences.volume(room.nid, member_count) {
         return Ok(volume);
     }
-    let context = context(room, user, member_count);
     let mut volume = Volume::Nothing;
     for (mentions, heard) in [(true, Volume::Mentions), (false, Volume::All)] {
         for event_type in ["m.room.message", "m.room.encrypted"] {
-            let sample = Judged {
-                json: sample(room, event_type, mentions.then_some(user))?,
-                context: context.clone(),
-            };
+            let sample = Judged::sample(room, event_type, (user, mentions), member_count)?;
             if Outcome::of(sample.actions(rules).await).notifies {
                 volume = heard;
             }
@@ -280,65 +228,73 @@ pub async fn volume(
     Ok(volume)
 }
 
-fn sample(room: &Room, event_type: &str, mentioned: Option<&UserId>) -> Result<FlattenedJson> {
-    let mut content = serde_json::json!({ "msgtype": "m.text", "body": "\u{2026}" });
-    if let Some(user) = mentioned {
-        content["m.mentions"] = serde_json::json!({ "user_ids": [user] });
-    }
-    let event = serde_json::json!({
-        "type": event_type, "room_id": room.id, "sender": SOMEBODY, "content": content,
-    });
-    let raw = Raw::<AnySyncTimelineEvent>::from_json_string(event.to_string())
-        .map_err(Error::internal)?;
-    Ok(FlattenedJson::from_raw(&raw))
+/// What the rules of people say to an event that was sent before, in the room as it is now.
+#[derive(Debug)]
+pub struct Judge<'a> {
+    app: &'a App,
+    room: &'a Room,
+    event: &'a Event,
+    judged: Judged,
+    /// What those say who have the default rules and are not named.
+    usual: Vec<Action>,
+    named: Vec<String>,
 }
 
-/// Rules of a user's own may ask for the sender's power without a mention of the whole room.
-async fn needs_power_levels(
-    app: &App,
-    room: &Room,
-    judged: &mut Judged,
-    rules: &Ruleset,
-) -> Result<()> {
-    use ruma::push::PushCondition::SenderNotificationPermission;
-    let asks = rules.override_.iter().chain(&rules.underride).any(|rule| {
-        !rule.default
-            && rule
-                .conditions
-                .iter()
-                .any(|condition| matches!(condition, SenderNotificationPermission(_)))
-    });
-    if asks && judged.context.power_levels.is_none() {
-        judged.context.power_levels = Some(power::now(app, room).await?.into());
+impl<'a> Judge<'a> {
+    /// Reads what is needed of the event and the room.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn new(app: &'a App, room: &'a Room, event: &'a Event) -> Result<Self> {
+        let member_count = room.seen().joined_count;
+        let judged = Judged::new(app, room, event, member_count).await?;
+        Ok(Self {
+            usual: judged.actions(&app.preferences.common).await.to_vec(),
+            named: named(event),
+            app,
+            room,
+            event,
+            judged,
+        })
     }
-    Ok(())
+
+    /// What the rules of `user` say. To one's own events and to those of people who are ignored, they say nothing.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn actions(&mut self, user: UserNid, user_id: &UserId) -> Result<Vec<Action>> {
+        let (app, room) = (self.app, self.room);
+        let preferences = preferences::get(app, user).await?;
+        if self.event.sender == user || preferences.ignored.contains(&self.event.sender) {
+            return Ok(Vec::new());
+        }
+        let display_name = room.seen().local.get(&user).cloned().flatten();
+        let is_named = self.named.iter().any(|id| id == user_id)
+            || self.judged.may_address(user_id, display_name.as_deref());
+        if preferences.rules.is_none() && !is_named {
+            return Ok(self.usual.clone());
+        }
+        let rules = preferences::push_rules(app, user, user_id).await?;
+        let judged = &mut self.judged;
+        judged.needs_power_levels(app, room, &rules).await?;
+        Ok(judged
+            .actions_for(user_id, display_name.as_deref(), &rules)
+            .await)
+    }
 }
 
-/// What a user's rules say to an event that was sent before, in the room as it is now.
-///
-/// # Errors
-/// If the database fails.
-pub async fn actions(
-    app: &App,
-    room: &Room,
-    event: &Event,
-    user: UserNid,
-    user_id: &UserId,
-) -> Result<Vec<Action>> {
-    let preferences = preferences::get(app, user).await?;
-    if event.sender == user || preferences.ignored.contains(&event.sender) {
-        return Ok(Vec::new());
-    }
-    let (member_count, display_name) = {
-        let seen = room.seen();
-        (seen.joined_count, seen.local.get(&user).cloned().flatten())
-    };
-    let rules = preferences::push_rules(app, user, user_id).await?;
-    let mut judged = Judged::new(app, room, event, member_count).await?;
-    needs_power_levels(app, room, &mut judged, &rules).await?;
-    Ok(judged
-        .actions_for(user_id, display_name.as_deref(), &rules)
-        .await)
+/// Whether an event concerns somebody who may see it: they were in the room, or it is about them.
+#[must_use]
+pub fn concerns(sight: &Sight<'_>, event: &Event) -> bool {
+    is_about(event, &sight.viewer.user_id)
+        || (sight.sees(event) && sight.membership(event) == Some(Membership::Join))
+}
+
+/// Whether an event says what somebody is to its room.
+#[must_use]
+pub fn is_about(event: &Event, user: &UserId) -> bool {
+    &*event.pdu.event_type == "m.room.member"
+        && event.pdu.state_key.as_deref() == Some(user.as_str())
 }
 
 #[cfg(test)]

@@ -5,7 +5,10 @@ use std::sync::Arc;
 
 use ruma::{EventId, OwnedEventId, events::receipt::ReceiptThread as ThreadId};
 
-use super::read::{self, Reach};
+use super::{
+    aggregations,
+    read::{self, Reach},
+};
 use crate::{
     app::App,
     auth::Requester,
@@ -23,6 +26,8 @@ use crate::{
 
 /// The type of the room account data that says up to where everything was read.
 const FULLY_READ: &str = "m.fully_read";
+/// Over how many relations an event belongs to what it relates to.
+const RELATIONS: usize = 4;
 
 /// What somebody says that they have read.
 #[derive(Debug)]
@@ -106,16 +111,17 @@ async fn find(app: &App, room: &Room, id: &EventId) -> Result<Option<Arc<Event>>
     Ok(event.map(Arc::new))
 }
 
-/// The part of the room that a receipt is about; the event must be in it. The root of a thread is in the thread too.
+/// The part of the room that a receipt is about; the event must be in it. Whoever reads a thread reads its root, and what
+/// else relates to that.
 async fn thread(app: &App, room: &Room, thread: &ThreadId, event: &Event) -> Result<ReceiptThread> {
     let misplaced = || Error::invalid_param("the event is not in this thread");
     match thread {
         ThreadId::Unthreaded => Ok(ReceiptThread::Unthreaded),
         ThreadId::Main if event.thread.is_none() => Ok(ReceiptThread::Main),
         ThreadId::Thread(first) => {
-            let first = find(app, room, first).await?.ok_or_else(misplaced)?.nid;
-            if event.thread == Some(first) || event.nid == first {
-                Ok(ReceiptThread::Thread(first))
+            let first = find(app, room, first).await?.ok_or_else(misplaced)?;
+            if event.thread == Some(first.nid) || leads_to(app, room, event, &first).await? {
+                Ok(ReceiptThread::Thread(first.nid))
             } else {
                 Err(misplaced())
             }
@@ -125,6 +131,24 @@ async fn thread(app: &App, room: &Room, thread: &ThreadId, event: &Event) -> Res
             "thread_id is `main` or the id of the event that a thread begins with",
         )),
     }
+}
+
+/// Whether an event is `first`, or relates to it, by way of a few others at most.
+async fn leads_to(app: &App, room: &Room, event: &Event, first: &Event) -> Result<bool> {
+    let mut pdu = Arc::clone(&event.pdu);
+    for _ in 0..=RELATIONS {
+        if pdu.event_id == first.pdu.event_id {
+            return Ok(true);
+        }
+        let Some(relates_to) = aggregations::relates_to(&pdu) else {
+            break;
+        };
+        match find(app, room, &relates_to.event_id).await? {
+            Some(parent) => pdu = Arc::clone(&parent.pdu),
+            None => break,
+        }
+    }
+    Ok(false)
 }
 
 async fn add_receipt(

@@ -47,15 +47,14 @@ async fn get_content(app: Arc<App>, call: Call<get_content::v1::Request>) -> Res
 }
 
 /// `GET /_matrix/federation/v1/media/thumbnail/{mediaId}`
-///
-/// Thumbnails are still images, also where `animated` asks for more.
 async fn get_content_thumbnail(
     app: Arc<App>,
     call: Call<get_content_thumbnail::v1::Request>,
 ) -> Result<Response> {
     let request = call.body;
     let (width, height) = (request.width.into(), request.height.into());
-    let size = thumbnail::choose(width, height, request.method.as_ref())?;
+    let animated = request.animated.unwrap_or(false);
+    let size = thumbnail::choose(width, height, request.method.as_ref(), animated)?;
     let content = download::local(&app, &request.media_id, request.timeout_ms).await?;
     let ready = thumbnail::get(&app, &content.hash, size).await?;
     let filename = format!("thumbnail.{}", ready.extension);

@@ -27,7 +27,7 @@ pub(super) fn routes() -> Routes {
 
 /// `GET /_matrix/federation/v1/user/devices/{userId}`
 ///
-/// Devices without keys, and what people call theirs, are nobody else's business.
+/// Devices without keys are nobody else's business.
 async fn get_devices(
     app: Arc<App>,
     call: Call<get_devices::v1::Request>,
@@ -48,7 +48,12 @@ async fn get_devices(
     let mut response = get_devices::v1::Response::new(id.clone(), stream_id);
     response.devices = devices
         .into_iter()
-        .map(|(device, keys)| get_devices::v1::UserDevice::new(device, keys))
+        .map(|(device, keys)| {
+            let name = keys::display_name(&keys);
+            let mut device = get_devices::v1::UserDevice::new(device, keys);
+            device.device_display_name = name;
+            device
+        })
         .collect();
     response.master_key = keys.master.remove(&id);
     response.self_signing_key = keys.self_signing.remove(&id);

@@ -141,13 +141,18 @@ pub fn unsign(user: UserNid, key_id: &str) -> Write {
     Write::Run(statement, args![user, key_id])
 }
 
-/// Drops the signatures of what is a user's that were made with a key of the same user.
+/// Drops the signatures that a user has made with a key.
 #[must_use]
-pub fn unsign_with(user: UserNid, signer_key: &str) -> Write {
-    let statement = sql!(
-        "DELETE FROM key_signature WHERE user_nid = $1 AND signer_nid = $1 AND signer_key = $2"
-    );
-    Write::Run(statement, args![user, signer_key])
+pub fn unsign_with(signer: UserNid, signer_key: &str) -> Write {
+    let statement = sql!("DELETE FROM key_signature WHERE signer_nid = $1 AND signer_key = $2");
+    Write::Run(statement, args![signer, signer_key])
+}
+
+/// Forgets a key of a user.
+#[must_use]
+pub fn delete(user: UserNid, usage: &str) -> Write {
+    let statement = sql!("DELETE FROM cross_signing_key WHERE user_nid = $1 AND usage = $2");
+    Write::Run(statement, args![user, usage])
 }
 
 /// Forgets the keys of a user.
@@ -157,14 +162,13 @@ pub fn delete_keys(user: UserNid) -> Write {
     Write::Run(statement, args![user])
 }
 
-/// Deletes all keys of a user, with the signatures of what is theirs.
+/// Deletes all keys of a user, with the signatures of what is theirs and those that they have made.
 #[must_use]
-pub fn delete_all(user: UserNid) -> [Write; 2] {
+pub fn delete_all(user: UserNid) -> [Write; 3] {
     [
-        delete_keys(user),
-        Write::Run(
-            sql!("DELETE FROM key_signature WHERE user_nid = $1"),
-            args![user],
-        ),
+        sql!("DELETE FROM cross_signing_key WHERE user_nid = $1"),
+        sql!("DELETE FROM key_signature WHERE user_nid = $1"),
+        sql!("DELETE FROM key_signature WHERE signer_nid = $1"),
     ]
+    .map(|statement| Write::Run(statement, args![user]))
 }

@@ -16,6 +16,26 @@ pub fn change(at: Position, user: UserNid, device_id: &str) -> Write {
     Write::Insert(&CHANGE, args![at, user, device_id])
 }
 
+static SIGNED: Insert = Insert {
+    table: "signature_change",
+    columns: &["signer_nid", "user_nid", "pos"],
+    key: 2,
+    conflict: "ON CONFLICT (signer_nid, user_nid) DO UPDATE SET pos = excluded.pos",
+};
+
+/// Somebody has signed another user, or has no signatures of theirs any more.
+#[must_use]
+pub fn signed(at: Position, signer: UserNid, user: UserNid) -> Write {
+    Write::Insert(&SIGNED, args![signer, user, at])
+}
+
+/// Forgets whom a user has signed.
+#[must_use]
+pub fn forget_signed(signer: UserNid) -> Write {
+    let statement = sql!("DELETE FROM signature_change WHERE signer_nid = $1");
+    Write::Run(statement, args![signer])
+}
+
 /// Forgets all changes but so many, and but for the newest of each user and of each user's devices: what comes next refers
 /// to it.
 #[must_use]
@@ -30,13 +50,14 @@ pub fn prune(kept: i64) -> Write {
 }
 
 /// The users whose devices have changed after one position and up to another: of those who share a joined room with `user`
-/// now, and `user`.
+/// now, and `user`; and those whom `user` has signed meanwhile.
 pub async fn changed(db: &Db, user: UserNid, (from, upto): (Pos, Pos)) -> Result<Vec<UserNid>> {
     let query = sql!(
         "SELECT DISTINCT c.user_nid FROM device_change c WHERE c.pos > $2 AND c.pos <= $3 AND (c.user_nid = $1 OR EXISTS (",
         "SELECT 1 FROM membership mine JOIN membership theirs ON theirs.room_nid = mine.room_nid ",
         "WHERE mine.user_nid = $1 AND mine.is_local AND mine.membership = 2 ",
-        "AND theirs.user_nid = c.user_nid AND theirs.membership = 2))"
+        "AND theirs.user_nid = c.user_nid AND theirs.membership = 2)) ",
+        "UNION SELECT user_nid FROM signature_change WHERE signer_nid = $1 AND pos > $2 AND pos <= $3"
     );
     users(&db.rows(query, args![user, from, upto]).await?)
 }
@@ -87,18 +108,30 @@ pub(super) fn users(rows: &[Row]) -> Result<Vec<UserNid>> {
     rows.iter().map(|row| row.get(0).map(UserNid)).collect()
 }
 
-/// The other servers that share a joined room with a local user, with their names.
-pub async fn servers(db: &Db, user: UserNid) -> Result<Vec<(ServerNid, String)>> {
+/// The other servers that share a joined room with a local user, or did at a place in the log, with their names.
+pub async fn servers(db: &Db, user: UserNid, at: Pos) -> Result<Vec<(ServerNid, String)>> {
     let query = sql!(
         "SELECT DISTINCT s.nid, s.name FROM membership m JOIN room_server r ON r.room_nid = m.room_nid ",
         "JOIN server s ON s.nid = r.server_nid ",
-        "WHERE m.user_nid = $1 AND m.is_local AND m.membership = 2 AND r.joined_count > 0"
+        "WHERE m.user_nid = $1 AND m.is_local AND (m.membership = 2 OR m.membership >= 4 AND m.pos > $2) ",
+        "AND r.joined_count > 0"
     );
-    db.rows(query, args![user])
+    db.rows(query, args![user, at])
         .await?
         .iter()
         .map(|row| Ok((ServerNid(row.get(0)?), row.get(1)?)))
         .collect()
+}
+
+/// Whether there are servers in a room that share no other room with a local user.
+pub async fn has_strangers(db: &Db, room: RoomNid, user: UserNid) -> Result<bool> {
+    let query = sql!(
+        "SELECT 1 FROM room_server r WHERE r.room_nid = $1 AND r.joined_count > 0 AND NOT EXISTS (",
+        "SELECT 1 FROM room_server o JOIN membership m ON m.room_nid = o.room_nid ",
+        "WHERE o.server_nid = r.server_nid AND o.room_nid <> $1 AND o.joined_count > 0 ",
+        "AND m.user_nid = $2 AND m.is_local AND m.membership = 2) LIMIT 1"
+    );
+    Ok(db.maybe(query, args![room, user]).await?.is_some())
 }
 
 /// Something that a server is to be told.
@@ -136,15 +169,16 @@ pub fn set_told(server: ServerNid, pos: Pos) -> Write {
     Write::Insert(&TOLD, args![server, pos])
 }
 
-/// The first changes after a position that a server is to be told: those of local users with whom it shares a room.
+/// The first changes after a position that a server is to be told: those of local users with whom it shares a room, or did
+/// when they happened.
 pub async fn untold(db: &Db, server: ServerNid, after: Pos, limit: i64) -> Result<Vec<Untold>> {
     let query = sql!(
         "SELECT c.pos, c.user_nid, c.device_id, ",
         "(SELECT max(b.pos) FROM device_change b WHERE b.user_nid = c.user_nid AND b.pos < c.pos AND b.device_id <> '') ",
         "FROM device_change c WHERE c.pos > $2 AND EXISTS (",
         "SELECT 1 FROM membership m JOIN room_server r ON r.room_nid = m.room_nid AND r.server_nid = $1 ",
-        "WHERE m.user_nid = c.user_nid AND m.is_local AND m.membership = 2 AND r.joined_count > 0) ",
-        "ORDER BY c.pos LIMIT $3"
+        "WHERE m.user_nid = c.user_nid AND m.is_local AND (m.membership = 2 OR m.membership >= 4 AND m.pos > c.pos) ",
+        "AND r.joined_count > 0) ORDER BY c.pos LIMIT $3"
     );
     db.rows(query, args![server, after, limit])
         .await?
@@ -164,7 +198,8 @@ pub async fn untold(db: &Db, server: ServerNid, after: Pos, limit: i64) -> Resul
 pub async fn servers_behind(db: &Db) -> Result<Vec<(ServerNid, String)>> {
     let query = sql!(
         "SELECT DISTINCT s.nid, s.name FROM device_change c ",
-        "JOIN membership m ON m.user_nid = c.user_nid AND m.is_local AND m.membership = 2 ",
+        "JOIN membership m ON m.user_nid = c.user_nid AND m.is_local ",
+        "AND (m.membership = 2 OR m.membership >= 4 AND m.pos > c.pos) ",
         "JOIN room_server r ON r.room_nid = m.room_nid AND r.joined_count > 0 JOIN server s ON s.nid = r.server_nid ",
         "LEFT JOIN destination_devices d ON d.server_nid = r.server_nid WHERE c.pos > coalesce(d.pos, r.from_pos)"
     );

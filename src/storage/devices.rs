@@ -117,11 +117,20 @@ macro_rules! delete {
             sql!("DELETE FROM fallback_key WHERE device_nid ", $($whose)*),
             sql!("DELETE FROM to_device WHERE device_nid ", $($whose)*),
             sql!("DELETE FROM to_device_txn WHERE device_nid ", $($whose)*),
+            sql!("DELETE FROM pusher WHERE device_nid ", $($whose)*),
             sql!(
                 "DELETE FROM key_signature WHERE (user_nid, key_id) IN (SELECT user_nid, device_id FROM device WHERE nid ",
                 $($whose)*,
                 ")"
             ),
+            // What it has signed: another device of this name would not have.
+            sql!(
+                "DELETE FROM key_signature WHERE (signer_nid, signer_key) IN ",
+                "(SELECT user_nid, 'ed25519:' || device_id FROM device WHERE nid ",
+                $($whose)*,
+                ")"
+            ),
+            sql!("DELETE FROM dehydrated_device WHERE device_nid ", $($whose)*),
             sql!("DELETE FROM device WHERE nid ", $($whose)*),
         ]
     };

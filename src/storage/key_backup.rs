@@ -292,6 +292,16 @@ pub async fn worths(
         .collect()
 }
 
+/// The columns that [`read`] reads.
+macro_rules! session_columns {
+    ($rest:literal) => {
+        sql!(
+            "SELECT room_id, session_id, is_verified, first_message_index, forwarded_count, json FROM key_backup_session ",
+            "WHERE backup_nid = $1 ", $rest
+        )
+    };
+}
+
 /// The key of a session.
 pub async fn session(
     db: &Db,
@@ -299,40 +309,36 @@ pub async fn session(
     room_id: &str,
     session_id: &str,
 ) -> Result<Option<Session>> {
-    let query = sql!(
-        "SELECT room_id, session_id, is_verified, first_message_index, forwarded_count, json FROM key_backup_session ",
-        "WHERE backup_nid = $1 AND room_id = $2 AND session_id = $3"
-    );
+    let query = session_columns!("AND room_id = $2 AND session_id = $3");
     let row = db.maybe(query, args![nid, room_id, session_id]).await?;
     row.as_ref().map(read).transpose()
+}
+
+/// Which keys of a backup are gone through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Walked {
+    /// All.
+    All,
+    /// Those of one room.
+    Room,
 }
 
 /// The keys after that of a session, by room and session.
 pub async fn page(
     db: &Db,
     nid: BackupNid,
+    part: Walked,
     (room_id, session_id): (&str, &str),
     limit: i64,
 ) -> Result<Vec<Session>> {
-    let query = sql!(
-        "SELECT room_id, session_id, is_verified, first_message_index, forwarded_count, json FROM key_backup_session ",
-        "WHERE backup_nid = $1 AND (room_id, session_id) > ($2, $3) ORDER BY room_id, session_id LIMIT $4"
-    );
-    let rows = db.rows(query, args![nid, room_id, session_id, limit]);
-    rows.await?.iter().map(read).collect()
-}
-
-/// The keys of a room after that of a session.
-pub async fn page_of_room(
-    db: &Db,
-    nid: BackupNid,
-    (room_id, session_id): (&str, &str),
-    limit: i64,
-) -> Result<Vec<Session>> {
-    let query = sql!(
-        "SELECT room_id, session_id, is_verified, first_message_index, forwarded_count, json FROM key_backup_session ",
-        "WHERE backup_nid = $1 AND room_id = $2 AND session_id > $3 ORDER BY session_id LIMIT $4"
-    );
+    let query = match part {
+        Walked::All => session_columns!(
+            "AND (room_id, session_id) > ($2, $3) ORDER BY room_id, session_id LIMIT $4"
+        ),
+        Walked::Room => {
+            session_columns!("AND room_id = $2 AND session_id > $3 ORDER BY session_id LIMIT $4")
+        }
+    };
     let rows = db.rows(query, args![nid, room_id, session_id, limit]);
     rows.await?.iter().map(read).collect()
 }

@@ -89,6 +89,19 @@ static DEVICE_KEY: Insert = Insert {
     conflict: "ON CONFLICT (device_nid) DO UPDATE SET json = excluded.json",
 };
 
+static FIRST_DEVICE_KEY: Insert = Insert {
+    table: "device_key",
+    columns: &["device_nid", "json"],
+    key: 0,
+    conflict: "",
+};
+
+/// Sets the keys of a device that has none. If it has some by then, the change is a duplicate.
+#[must_use]
+pub fn set_first(device: DeviceNid, json: &str) -> Write {
+    Write::Insert(&FIRST_DEVICE_KEY, args![device, json])
+}
+
 /// Sets the keys of a device.
 #[must_use]
 pub fn set(device: DeviceNid, json: &str) -> Write {

@@ -15,7 +15,7 @@ pub struct Media {
     pub user: Option<UserNid>,
     /// What was uploaded.
     pub content: Option<Content>,
-    /// Until when it waits for its upload, in milliseconds since 1970.
+    /// Until when it waits for its upload or is kept, in milliseconds since 1970.
     pub expires: Option<i64>,
     /// When it was last asked for, give or take a day, in milliseconds since 1970.
     pub last_access: i64,
@@ -151,6 +151,31 @@ pub fn add(
     Write::Insert(&MEDIA, row)
 }
 
+/// Names a content that came from elsewhere and is kept until `expires` at the longest.
+#[must_use]
+pub fn add_until(
+    nid: MediaNid,
+    (origin, media_id): (&str, &str),
+    content: Content,
+    (now, expires): (i64, i64),
+) -> Write {
+    let statement = sql!(
+        "INSERT INTO media (nid, origin, media_id, sha256, content_type, filename, created_ts, expires_ts, ",
+        "last_access_ts) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $7)"
+    );
+    let row = args![
+        nid,
+        origin,
+        media_id,
+        &content.hash[..],
+        content.content_type,
+        content.filename,
+        now,
+        expires
+    ];
+    Write::Run(statement, row)
+}
+
 /// Makes a name for an upload to come before `expires`. Refused if the user has `limit` such names already.
 #[must_use]
 pub fn reserve(
@@ -209,7 +234,20 @@ pub struct ThumbnailSize {
     pub height: u32,
     /// How.
     pub method: ThumbnailMethod,
+    /// Whether it moves if the image does.
+    pub animated: bool,
 }
+
+impl ThumbnailSize {
+    /// The number that the table has for the method; those of what moves come after the others.
+    #[must_use]
+    pub fn number(self) -> i64 {
+        self.method as i64 + if self.animated { ANIMATED } else { 0 }
+    }
+}
+
+/// What is added to the number of a method where the thumbnail moves.
+const ANIMATED: i64 = 2;
 
 /// The ways to make an image smaller, with the numbers that the table has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -223,7 +261,7 @@ pub enum ThumbnailMethod {
 /// A thumbnail that was made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Thumbnail {
-    /// Its media type.
+    /// Its media type; nothing if there is none that moves, and the still one serves.
     pub content_type: String,
     /// Whether the content itself is the thumbnail, being small enough.
     pub is_original: bool,
@@ -241,9 +279,10 @@ pub async fn thumbnail_sizes(db: &Db, hash: &ContentHash) -> Result<Vec<Thumbnai
             width: pixels(row.get(0)?),
             height: pixels(row.get(1)?),
             method: match row.get::<i64>(2)? {
-                1 => ThumbnailMethod::Crop,
+                1 | 3 => ThumbnailMethod::Crop,
                 _ => ThumbnailMethod::Scale,
             },
+            animated: row.get::<i64>(2)? > ANIMATED,
         })
     };
     let rows = db.rows(query, args![&hash[..]]).await?;
@@ -261,7 +300,7 @@ pub async fn thumbnail(
         "WHERE sha256 = $1 AND width = $2 AND height = $3 AND method = $4"
     );
     let (width, height) = (i64::from(size.width), i64::from(size.height));
-    let key = args![&hash[..], width, height, size.method as i64];
+    let key = args![&hash[..], width, height, size.number()];
     let Some(row) = db.maybe(query, key).await? else {
         return Ok(None);
     };
@@ -301,7 +340,7 @@ pub fn add_thumbnail(
         &hash[..],
         i64::from(size.width),
         i64::from(size.height),
-        size.method as i64,
+        size.number(),
         thumbnail.content_type,
         thumbnail.is_original,
         thumbnail.bytes,

@@ -17,6 +17,7 @@ pub mod auth_chain;
 pub mod branches;
 pub mod commits;
 pub mod cross_signing;
+pub mod dehydrated_devices;
 pub mod destinations;
 pub mod device_lists;
 pub mod devices;
@@ -36,6 +37,7 @@ pub mod names;
 pub mod outside;
 pub mod presence;
 pub mod profiles;
+pub mod pushers;
 pub mod receipts;
 pub mod relations;
 pub mod remote_devices;
@@ -62,8 +64,8 @@ pub use db::{
 pub use events::Event;
 pub use members::{Member, Membership};
 pub use nid::{
-    BackupNid, DeviceNid, EventNid, KeyNid, MediaNid, Pos, RoomNid, ServerNid, TypeNid, UserNid,
-    pack, unpack,
+    BackupNid, DeviceNid, EventNid, KeyNid, MediaNid, Pos, PusherNid, RoomNid, ServerNid, TypeNid,
+    UserNid, pack, unpack,
 };
 pub use receipts::{ReadMarker, Receipt, ReceiptKind, ReceiptThread};
 pub use servers::ServerInRoom;

@@ -49,6 +49,8 @@ nids! {
     MediaNid,
     /// The keys of a key backup.
     BackupNid,
+    /// A pusher.
+    PusherNid,
 }
 
 /// A place in the log: every change has one, in the order of the commits.

@@ -1,12 +1,12 @@
-//! `media` that came from other servers and can be fetched again.
+//! `media` that came from elsewhere and can be fetched again: those of other servers, and the images of previews.
 
 use super::{
-    Db, MediaNid, Result, Write,
+    Db, MediaNid, Result, Row, Write,
     media::{ContentHash, hash},
 };
 use crate::{args, sql};
 
-/// A media of another server.
+/// A media that came from elsewhere.
 #[derive(Clone, Debug)]
 pub struct RemoteMedia {
     /// The media.
@@ -17,7 +17,7 @@ pub struct RemoteMedia {
     pub bytes: i64,
 }
 
-/// What all media of other servers take on the disk, with their thumbnails, in bytes.
+/// What all media from elsewhere take on the disk, with their thumbnails, in bytes.
 pub async fn bytes(db: &Db) -> Result<i64> {
     let query = sql!(
         "SELECT CAST(coalesce(sum(b.bytes + coalesce((SELECT sum(t.bytes) FROM thumbnail t ",
@@ -27,7 +27,7 @@ pub async fn bytes(db: &Db) -> Result<i64> {
     db.one(query, args![]).await?.get(0)
 }
 
-/// The media of other servers for which nobody has asked for the longest time.
+/// The media from elsewhere for which nobody has asked for the longest time.
 pub async fn oldest(db: &Db, limit: i64) -> Result<Vec<RemoteMedia>> {
     let query = sql!(
         "SELECT m.nid, m.sha256, CAST(b.bytes + coalesce((SELECT sum(t.bytes) FROM thumbnail t ",
@@ -35,17 +35,26 @@ pub async fn oldest(db: &Db, limit: i64) -> Result<Vec<RemoteMedia>> {
         "FROM media m JOIN blob b ON b.sha256 = m.sha256 WHERE m.user_nid IS NULL ",
         "ORDER BY m.last_access_ts, m.nid LIMIT $1"
     );
-    db.rows(query, args![limit])
-        .await?
-        .iter()
-        .map(|row| {
-            Ok(RemoteMedia {
-                nid: MediaNid(row.get(0)?),
-                hash: hash(row.get(1)?)?,
-                bytes: row.get(2)?,
-            })
-        })
-        .collect()
+    let rows = db.rows(query, args![limit]).await?;
+    rows.iter().map(media).collect()
+}
+
+fn media(row: &Row) -> Result<RemoteMedia> {
+    Ok(RemoteMedia {
+        nid: MediaNid(row.get(0)?),
+        hash: hash(row.get(1)?)?,
+        bytes: row.get(2)?,
+    })
+}
+
+/// Those that nobody uploaded and that are not to be kept any longer.
+pub async fn expired(db: &Db, now: i64, limit: i64) -> Result<Vec<RemoteMedia>> {
+    let query = sql!(
+        "SELECT nid, sha256, CAST(0 AS BIGINT) FROM media ",
+        "WHERE user_nid IS NULL AND sha256 IS NOT NULL AND expires_ts <= $1 ORDER BY expires_ts LIMIT $2"
+    );
+    let rows = db.rows(query, args![now, limit]).await?;
+    rows.iter().map(media).collect()
 }
 
 /// Deletes a media, and its content with the thumbnails if no other media has the same.

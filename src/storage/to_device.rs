@@ -123,11 +123,32 @@ pub async fn servers_waiting(db: &Db) -> Result<Vec<(ServerNid, String)>> {
     let query = sql!(
         "SELECT s.nid, s.name FROM server s WHERE s.nid IN (SELECT DISTINCT server_nid FROM to_device_out)"
     );
-    db.rows(query, args![])
-        .await?
-        .iter()
+    servers(&db.rows(query, args![]).await?)
+}
+
+fn servers(rows: &[Row]) -> Result<Vec<(ServerNid, String)>> {
+    rows.iter()
         .map(|row| Ok((ServerNid(row.get(0)?), row.get(1)?)))
         .collect()
+}
+
+/// The servers for which more than so many EDUs wait, with their names.
+pub async fn crowded(db: &Db, kept: i64) -> Result<Vec<(ServerNid, String)>> {
+    let query = sql!(
+        "SELECT s.nid, s.name FROM server s WHERE s.nid IN ",
+        "(SELECT server_nid FROM to_device_out GROUP BY server_nid HAVING count(*) > $1)"
+    );
+    servers(&db.rows(query, args![kept]).await?)
+}
+
+/// Removes all EDUs for a server but the newest.
+#[must_use]
+pub fn drop_oldest(server: ServerNid, kept: i64) -> Write {
+    let statement = sql!(
+        "DELETE FROM to_device_out WHERE server_nid = $1 AND pos <= ",
+        "(SELECT pos FROM to_device_out WHERE server_nid = $1 ORDER BY pos DESC LIMIT 1 OFFSET $2)"
+    );
+    Write::Run(statement, args![server, kept])
 }
 
 static IN: Insert = Insert {

@@ -37,6 +37,8 @@ pub(super) struct Part<'a> {
     /// Whether the user was not in the room before what they are to it now, or has forgotten it: then it is not for them
     /// to know more than what they are.
     pub(super) is_strange: bool,
+    /// Whether the user was in the room before they left it, forgotten or not.
+    pub(super) was_inside: bool,
     /// Up to where the client knows the room; 0: not at all.
     pub(super) since: Pos,
     /// Up to where it is told: for a room that the user has left, up to the leave.
@@ -86,19 +88,17 @@ pub(super) struct Batch<'a> {
     pub(super) known: HashMap<EventNid, Arc<Event>>,
 }
 
-/// Adds what is new of some rooms to the answer.
+/// Adds what is new of some rooms to the answer; without one, only finds out who has come and gone.
 pub(super) async fn add<'a>(
     context: &'a Context<'a>,
     plan: &mut Plan,
     members: &[Member],
-    answer: &mut Answer,
+    answer: Option<&mut Answer>,
 ) -> Result<()> {
     let app = context.app;
     let nids: Vec<RoomNid> = members.iter().map(|member| member.room).collect();
     let mut rooms = app.rooms.many(&app.db, &app.log, &nids).await?;
     rooms.retain(|_, room| filter::admits_whole_room(context.filter(), &room.id));
-    stripped::add(context, &rooms, members, answer).await?;
-
     let mut batch = Batch {
         parts: parts(context, &rooms, members),
         rules: lookup::rules(rooms.values()),
@@ -106,6 +106,14 @@ pub(super) async fn add<'a>(
     };
     batch.find_new(context).await?;
     batch.find_strange(context).await?;
+    let Some(answer) = answer else {
+        state::load_deltas(context, &mut batch).await?;
+        let deltas = batch.parts.iter().flat_map(|part| &part.deltas);
+        let changed = deltas.filter_map(|delta| delta.event).collect();
+        batch.read(context, changed).await?;
+        return plan.company.add(context, &mut batch).await;
+    };
+    stripped::add(context, &rooms, members, answer).await?;
     timeline::load(context, &mut batch).await?;
     state::load(context, &mut batch).await?;
     plan.company.add(context, &mut batch).await?;
@@ -197,6 +205,7 @@ fn parts<'a>(
                 room: Arc::clone(rooms.get(&member.room)?),
                 member: member.clone(),
                 is_strange: member.forgotten,
+                was_inside: false,
                 since: context.since,
                 upto,
                 recent: None,
@@ -268,7 +277,8 @@ impl Batch<'_> {
                 .known
                 .get(&part.member.event)
                 .and_then(|leave| self.known.get(&leave.replaces?));
-            part.is_strange |= !before.is_some_and(|before| was_joined(&before.pdu.json));
+            part.was_inside = before.is_some_and(|before| was_joined(&before.pdu.json));
+            part.is_strange |= !part.was_inside;
         }
         Ok(())
     }

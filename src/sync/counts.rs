@@ -18,14 +18,16 @@ use super::{
     batch::{Batch, Part},
 };
 use crate::{
+    app::App,
     bus::{Feed, FeedState},
     error::{Error, Result},
     preferences::{self, Volume},
-    room::push,
+    room::{push, visibility::Viewer},
     rooms::Room,
     storage::{
-        EventNid, ReadMarker,
+        EventNid, Membership, ReadMarker,
         highlights::{HIGHLIGHT, Highlight, LOUD, NOTIFIES, SILENT, SINGLED_OUT},
+        pushers,
         receipts::EVERYTHING,
         threads,
     },
@@ -45,27 +47,17 @@ pub(super) struct PartUnread {
 /// Counts what is unread in each room, with no query where memory has its threads.
 pub(super) async fn load(context: &Context<'_>, batch: &mut Batch<'_>) -> Result<Vec<PartUnread>> {
     let app = context.app;
-    let feed = app.bus.feed(&app.db, &app.log, context.viewer.user).await?;
-    load_threads(context, batch, &feed).await?;
-    load_markers(context, batch, &feed).await?;
-    let volumes = volumes(context, batch).await?;
-    let counted: Vec<Counted> = {
-        let _settled = app.bus.settled();
-        // A room is never looked at while the feed is locked: the log locks them the other way round.
-        let threads: Vec<Vec<i64>> = batch.parts.iter().map(threads_of).collect();
-        let state = feed.state();
-        let parts = batch.parts.iter().zip(threads).zip(volumes);
-        let markers: Vec<_> = parts
-            .map(|((part, threads), volume)| known(&state, part, threads, volume))
-            .collect();
-        drop(state);
-        batch
-            .parts
-            .iter()
-            .zip(markers)
-            .map(|(part, known)| count(&part.room, &known))
-            .collect()
-    };
+    let joined = batch.parts.iter().filter(|part| part.is_joined());
+    let rooms: Vec<Arc<Room>> = joined.map(|part| Arc::clone(&part.room)).collect();
+    let mut counted = count_all(app, context.viewer, &rooms).await?.into_iter();
+    let counted: Vec<Counted> = batch
+        .parts
+        .iter()
+        .map(|part| {
+            let counted = part.is_joined().then(|| counted.next());
+            counted.flatten().unwrap_or_default()
+        })
+        .collect();
     let by_thread = context.filter().room.timeline.unread_thread_notifications;
     let roots: Vec<EventNid> = counted
         .iter()
@@ -94,6 +86,47 @@ pub(super) async fn load(context: &Context<'_>, batch: &mut Batch<'_>) -> Result
     Ok(unread)
 }
 
+/// How much waits for somebody: what is unread in all their rooms, threads included, and the invites that they have.
+///
+/// # Errors
+/// If the database fails.
+pub async fn badge(app: &App, viewer: &Viewer) -> Result<i64> {
+    let nids = pushers::unread_rooms(&app.db, viewer.user).await?;
+    let rooms = app.rooms.many(&app.db, &app.log, &nids).await?;
+    let rooms: Vec<Arc<Room>> = rooms.into_values().collect();
+    let counted = count_all(app, viewer, &rooms).await?;
+    let unread: i64 = counted
+        .iter()
+        .flat_map(|counted| std::iter::once(&counted.room).chain(counted.threads.values()))
+        .map(|unread| unread.notification_count)
+        .sum();
+    let feed = app.bus.feed(&app.db, &app.log, viewer.user).await?;
+    let state = feed.state();
+    let invites = state.memberships.values().filter(|member| {
+        member.membership == Membership::Invite && !viewer.ignored.contains(&member.sender)
+    });
+    Ok(unread + i64::try_from(invites.count()).unwrap_or(i64::MAX))
+}
+
+/// Counts what is unread to somebody in rooms that they have joined.
+async fn count_all(app: &App, viewer: &Viewer, rooms: &[Arc<Room>]) -> Result<Vec<Counted>> {
+    let feed = app.bus.feed(&app.db, &app.log, viewer.user).await?;
+    load_threads(app, viewer, rooms, &feed).await?;
+    load_markers(app, viewer, rooms, &feed).await?;
+    let volumes = volumes(app, viewer, rooms).await?;
+    let _settled = app.bus.settled();
+    // A room is never looked at while the feed is locked: the log locks them the other way round.
+    let threads: Vec<Vec<i64>> = rooms.iter().map(|room| threads_of(room)).collect();
+    let state = feed.state();
+    let parts = rooms.iter().zip(threads).zip(volumes);
+    let known: Vec<Known> = parts
+        .map(|((room, threads), volume)| known(&state, room, threads, volume))
+        .collect();
+    drop(state);
+    let rooms = rooms.iter().zip(known);
+    Ok(rooms.map(|(room, known)| count(room, &known)).collect())
+}
+
 /// Whether there is a receipt of the user since the last sync, as far as memory knows.
 fn has_read(context: &Context<'_>, part: &Part<'_>) -> bool {
     let seen = part.room.seen();
@@ -119,25 +152,24 @@ impl Known {
     }
 }
 
-fn threads_of(part: &Part<'_>) -> Vec<i64> {
-    part.room.seen().threads.keys().map(|root| root.0).collect()
+fn threads_of(room: &Room) -> Vec<i64> {
+    room.seen().threads.keys().map(|root| root.0).collect()
 }
 
 /// How much of each room the user's rules let through.
-async fn volumes(context: &Context<'_>, batch: &Batch<'_>) -> Result<Vec<Volume>> {
-    let (app, viewer) = (context.app, context.viewer);
+async fn volumes(app: &App, viewer: &Viewer, rooms: &[Arc<Room>]) -> Result<Vec<Volume>> {
     let preferences = preferences::get(app, viewer.user).await?;
-    let mut volumes = Vec::with_capacity(batch.parts.len());
-    for part in &batch.parts {
-        let member_count = part.room.seen().joined_count;
-        let volume = push::volume(&part.room, &preferences, &viewer.user_id, member_count);
+    let mut volumes = Vec::with_capacity(rooms.len());
+    for room in rooms {
+        let member_count = room.seen().joined_count;
+        let volume = push::volume(room, &preferences, &viewer.user_id, member_count);
         volumes.push(volume.await?);
     }
     Ok(volumes)
 }
 
-fn known(state: &FeedState, part: &Part<'_>, threads: Vec<i64>, volume: Volume) -> Known {
-    let room = part.room.nid;
+fn known(state: &FeedState, room: &Room, threads: Vec<i64>, volume: Volume) -> Known {
+    let room = room.nid;
     let highlights = state.highlights.get(&room);
     Known {
         volume,
@@ -154,6 +186,7 @@ fn known(state: &FeedState, part: &Part<'_>, threads: Vec<i64>, volume: Volume) 
     }
 }
 
+#[derive(Default)]
 struct Counted {
     room: Unread,
     threads: HashMap<EventNid, Unread>,
@@ -208,23 +241,23 @@ fn unread(idx: i64, marker: ReadMarker, known: &Known, thread: i64) -> Unread {
 }
 
 /// Reads the threads of which memory knows nothing yet and in which something may be unread.
-async fn load_threads(context: &Context<'_>, batch: &Batch<'_>, feed: &Feed) -> Result<()> {
-    let mut missing: HashMap<_, (Arc<Room>, i64)> = HashMap::new();
-    for part in batch.parts.iter().filter(|part| part.is_joined()) {
+async fn load_threads(app: &App, viewer: &Viewer, rooms: &[Arc<Room>], feed: &Feed) -> Result<()> {
+    let mut missing: HashMap<_, (&Room, i64)> = HashMap::new();
+    for room in rooms {
         let read = {
             let state = feed.state();
-            let marker = state.markers.get(&(part.room.nid, EVERYTHING));
+            let marker = state.markers.get(&(room.nid, EVERYTHING));
             marker.map_or(0, |marker| marker.pos)
         };
-        if read < part.room.seen().threads_from {
-            missing.insert(part.room.nid, (Arc::clone(&part.room), read));
+        if read < room.seen().threads_from {
+            missing.insert(room.nid, (room, read));
         }
     }
     if missing.is_empty() {
         return Ok(());
     }
-    let rooms: Vec<_> = missing.keys().copied().collect();
-    let stored = threads::unread(&context.app.db, context.viewer.user, &rooms).await?;
+    let nids: Vec<_> = missing.keys().copied().collect();
+    let stored = threads::unread(&app.db, viewer.user, &nids).await?;
     for thread in stored {
         if let Some((room, _)) = missing.get(&thread.room) {
             let entry = (thread.unread_idx, thread.last_pos);
@@ -240,16 +273,16 @@ async fn load_threads(context: &Context<'_>, batch: &Batch<'_>, feed: &Feed) -> 
 }
 
 /// Finds where in a thread somebody is who has read everything in its room but never this thread.
-async fn load_markers(context: &Context<'_>, batch: &Batch<'_>, feed: &Feed) -> Result<()> {
+async fn load_markers(app: &App, viewer: &Viewer, rooms: &[Arc<Room>], feed: &Feed) -> Result<()> {
     let mut missing = HashMap::new();
-    for part in batch.parts.iter().filter(|part| part.is_joined()) {
+    for room in rooms {
         let threads: Vec<_> = {
-            let seen = part.room.seen();
+            let seen = room.seen();
             let threads = seen.threads.iter();
             threads.map(|(root, (_, last))| (*root, *last)).collect()
         };
         let state = feed.state();
-        let room = part.room.nid;
+        let room = room.nid;
         let read = state.markers.get(&(room, EVERYTHING));
         let read = read.map_or(0, |marker| marker.pos);
         for (root, last) in threads {
@@ -263,10 +296,9 @@ async fn load_markers(context: &Context<'_>, batch: &Batch<'_>, feed: &Feed) -> 
         return Ok(());
     }
     let roots: Vec<EventNid> = missing.keys().copied().collect();
-    let viewer = context.viewer;
     let mut own = vec![viewer.user];
     own.extend(viewer.ignored.iter());
-    let counts = threads::read_counts(&context.app.db, viewer.user, &own, &roots).await?;
+    let counts = threads::read_counts(&app.db, viewer.user, &own, &roots).await?;
     let mut state = feed.state();
     for (root, idx, own) in counts {
         let Some((room, read)) = missing.get(&root) else {

@@ -36,7 +36,8 @@ impl Company {
             return Ok(());
         }
         let mut changes: Vec<Vec<Option<EventNid>>> = Vec::new();
-        for part in batch.parts.iter().filter(|part| !part.is_strange) {
+        let known = |part: &&Part<'_>| !part.is_strange || part.was_inside;
+        for part in batch.parts.iter().filter(known) {
             match part.is_joined() {
                 true if part.since == 0 => self.entered.push(part.room.nid),
                 false if part.member.pos > context.since => self.left.push(part.room.nid),

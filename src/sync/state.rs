@@ -135,7 +135,7 @@ fn whole_events(
 }
 
 /// Finds how the state of rooms changed: from the events in memory where these are all, with one query for the others.
-async fn load_deltas(context: &Context<'_>, batch: &mut Batch<'_>) -> Result<()> {
+pub(super) async fn load_deltas(context: &Context<'_>, batch: &mut Batch<'_>) -> Result<()> {
     let mut stored = Vec::new();
     for part in &mut batch.parts {
         if part.is_whole(context) {

@@ -8,6 +8,7 @@ use crate::{
     error::{Error, Result},
     log::Change,
     storage::{Pos, to_device},
+    to_device::fitting,
 };
 
 /// How many messages one answer has, and how many bytes of them when there are more than one.
@@ -37,12 +38,7 @@ pub(super) async fn take(
     }
     let upto = context.upto;
     let waiting = to_device::between(&app.db, device, after, upto, MOST + 1).await?;
-    let mut bytes = 0;
-    let fitting = waiting.iter().take_while(|message| {
-        bytes += message.json.len();
-        bytes <= BYTES || bytes == message.json.len()
-    });
-    let count = fitting.count().min(usize::try_from(MOST).unwrap_or(1));
+    let count = fitting(&waiting, MOST, BYTES);
     let is_all = count == waiting.len();
     let given = &waiting[..count];
     let last = given.last().map(|message| message.pos);

@@ -85,6 +85,15 @@ impl<'s> Person<'s> {
     }
 }
 
+/// A server with all endpoints that there can be. It asks nobody for pages.
+async fn full_server() -> TestServer {
+    TestServer::start_with(|config| {
+        config.url_previews.enabled = true;
+        config.url_previews.deny_urls = vec![String::new()];
+    })
+    .await
+}
+
 /// Every endpoint that is wanted, with a person to try it.
 async fn endpoints(
     server: &TestServer,
@@ -225,7 +234,7 @@ async fn again(server: &TestServer, mut refused: Vec<Case>, mut before: Contents
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_must_be_refused_is_refused_and_changes_nothing() {
-    let server = TestServer::start().await;
+    let server = full_server().await;
     let endpoints = endpoints(&server, |_| true).await;
     let before = database::contents(&server.app).await;
     let cases = endpoints
@@ -237,7 +246,7 @@ async fn what_must_be_refused_is_refused_and_changes_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_values_break_nothing() {
-    let server = TestServer::start().await;
+    let server = full_server().await;
     let endpoints = endpoints(&server, |_| true).await;
     let cases = endpoints
         .iter()
@@ -247,7 +256,7 @@ async fn bad_values_break_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn mutated_requests_break_nothing() {
-    let server = TestServer::start().await;
+    let server = full_server().await;
     let endpoints = endpoints(&server, mutation::is_victim).await;
     refusals_change_nothing(&server, mutation::cases(&endpoints)).await;
 }
@@ -265,6 +274,24 @@ async fn null_characters_are_neither_stored_nor_looked_for() {
     // In what people say they are harmless: JSON escapes them.
     let room = alice.create_room(json!({})).await;
     alice.say(&room, "a\0b").await;
+}
+
+#[tokio::test]
+async fn what_some_clients_cannot_read_is_no_body() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let path = format!("/user/{}/account_data/org.example.thing", alice.id);
+    let url = format!("http://{}/_matrix/client/v3{path}", server.address);
+    let nested = format!("{}{}", "[".repeat(1000), "]".repeat(1000));
+    for value in [&nested, "1e999", r#""\ud800""#] {
+        let request = server.http.put(&url).bearer_auth(&alice.token);
+        let answer = request.body(format!(r#"{{"a":{value}}}"#)).send().await;
+        let answer = answer.unwrap();
+        assert_eq!(answer.status(), 400, "{value}");
+        let answer: Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
+        assert_eq!(answer["errcode"], "M_NOT_JSON");
+    }
+    alice.get(&path).await.fails(404, "M_NOT_FOUND");
 }
 
 #[tokio::test]

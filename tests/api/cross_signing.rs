@@ -1,5 +1,6 @@
 //! The keys with which people sign their devices and each other: who may set them, and who sees what of them.
 
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use homing_federation::SigningKey;
 use reqwest::Method;
 use ruma::CanonicalJsonObject;
@@ -98,9 +99,14 @@ async fn the_first_keys_are_free_and_others_need_the_password() {
     let mut body = first.body(&alice.id);
     let master = first.public_master(&alice.id);
     body["master_key"] = sign(master, &alice.id, &alice.device_id, &new_key());
+    // Nobody says who else has signed their key, or what servers say of it.
+    let mut spoofed = sign(body["master_key"].clone(), &bob.id, "KEY", &new_key());
+    spoofed["unsigned"] = json!({ "verified": true });
+    let mut with_more = body.clone();
+    with_more["master_key"] = spoofed;
     for _ in 0..2 {
         // The same again is nothing new.
-        alice.post(PATH, body.clone()).await.ok();
+        alice.post(PATH, with_more.clone()).await.ok();
     }
     let second = Identity::new();
     for body in [
@@ -296,4 +302,214 @@ async fn whom_one_has_signed_is_nobody_elses_business() {
     let wrong = sign(master.clone(), &alice.id, &user_signing, &new_key());
     let failures = add(&alice, json!({ &bob.id: { &public: wrong } })).await;
     assert_eq!(failures[&bob.id][&public]["errcode"], "M_INVALID_SIGNATURE");
+}
+
+#[tokio::test]
+async fn only_ones_own_devices_hear_of_whom_one_has_signed() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let carol = server.register("carol").await;
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    for user in [&bob, &carol] {
+        let path = format!("/join/{room}");
+        user.post(&path, json!({})).await.ok();
+    }
+    let (of_alice, of_bob) = (Identity::new(), Identity::new());
+    alice.post(PATH, of_alice.body(&alice.id)).await.ok();
+    bob.post(PATH, of_bob.body(&bob.id)).await.ok();
+    let more = json!({ "device_id": "PHONE" });
+    let phone = User::new(&server, &server.login("alice", PASSWORD, more).await.ok());
+    let mut since = Vec::new();
+    for user in [&phone, &bob, &carol] {
+        let next = user.sync("").await["next_batch"].clone();
+        since.push(format!("since={}", next.as_str().unwrap()));
+    }
+    let user_signing = of_alice.user_signing.public_key();
+    let master = of_bob.public_master(&bob.id);
+    let signed = sign(master, &alice.id, &user_signing, &of_alice.user_signing);
+    let body = json!({ &bob.id: { of_bob.master.public_key(): signed } });
+    assert_eq!(add(&alice, body).await, json!({}));
+    let sync = phone.sync(&since[0]).await;
+    assert_eq!(sync["device_lists"]["changed"], json!([bob.id]));
+    for (user, since) in [(&bob, &since[1]), (&carol, &since[2])] {
+        assert_eq!(
+            user.sync(since).await["device_lists"],
+            serde_json::Value::Null
+        );
+    }
+    let later = sync["next_batch"].as_str().unwrap().to_owned();
+
+    // The same from the database.
+    let (id, token) = (bob.id.clone(), phone.token.clone());
+    let (alice, carol) = (phone.id.clone(), carol.token.clone());
+    let server = server.restart().await;
+    let user = |id: &str, token: String| User {
+        server: &server,
+        id: id.to_owned(),
+        token,
+        device_id: String::new(),
+    };
+    let (phone, carol) = (user(&alice, token), user("@carol:localhost", carol));
+    let sync = phone.sync(&since[0]).await;
+    assert_eq!(sync["device_lists"]["changed"], json!([id]));
+    let sync = phone.sync(&format!("since={later}")).await;
+    assert_eq!(sync["device_lists"], serde_json::Value::Null);
+    let sync = carol.sync(&since[2]).await;
+    assert_eq!(sync["device_lists"], serde_json::Value::Null);
+}
+
+#[tokio::test]
+async fn what_an_old_master_key_has_signed_goes_with_it() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let (first, second, of_bob) = (Identity::new(), Identity::new(), Identity::new());
+    alice.post(PATH, first.body(&alice.id)).await.ok();
+    bob.post(PATH, of_bob.body(&bob.id)).await.ok();
+    let keys = device_keys(&alice, &new_key());
+    upload(&alice, json!({ "device_keys": keys })).await;
+    let by_self = first.self_signing.public_key();
+    let device = sign(keys.clone(), &alice.id, &by_self, &first.self_signing);
+    let of_alice = json!({ &alice.device_id: device });
+    let by_alice = first.user_signing.public_key();
+    let master = of_bob.public_master(&bob.id);
+    let signed = sign(master.clone(), &alice.id, &by_alice, &first.user_signing);
+    let of_bob_key = of_bob.master.public_key();
+    let body = json!({ &alice.id: of_alice, &bob.id: { &of_bob_key: signed } });
+    assert_eq!(add(&alice, body).await, json!({}));
+    let by_bob = of_bob.user_signing.public_key();
+    let public = first.public_master(&alice.id);
+    let signed = sign(public, &bob.id, &by_bob, &of_bob.user_signing);
+    let body = json!({ &alice.id: { first.master.public_key(): signed } });
+    assert_eq!(add(&bob, body).await, json!({}));
+
+    // The master key alone: the others were signed by the old one.
+    let body = json!({ "master_key": second.public_master(&alice.id) });
+    alice
+        .send_with_password(Method::POST, PATH, body)
+        .await
+        .ok();
+    let found = query(&alice, &alice.id).await;
+    assert_eq!(
+        found["master_keys"][&alice.id],
+        second.public_master(&alice.id)
+    );
+    for gone in ["self_signing_keys", "user_signing_keys"] {
+        assert_eq!(found[gone][&alice.id], Value::Null, "{gone}");
+    }
+    assert_eq!(found["device_keys"][&alice.id][&alice.device_id], keys);
+    let found = query(&alice, &bob.id).await;
+    assert_eq!(found["master_keys"][&bob.id], master);
+    let found = query(&bob, &alice.id).await;
+    assert_eq!(
+        found["master_keys"][&alice.id],
+        second.public_master(&alice.id)
+    );
+
+    // The same key that signs devices stays what it is under another master key, and so do its signatures.
+    let body = json!({ "self_signing_key": second.body(&alice.id)["self_signing_key"] });
+    alice
+        .send_with_password(Method::POST, PATH, body)
+        .await
+        .ok();
+    let third = Identity {
+        self_signing: second.self_signing,
+        ..Identity::new()
+    };
+    let by_self = third.self_signing.public_key();
+    let device = sign(keys, &alice.id, &by_self, &third.self_signing);
+    let body = json!({ &alice.id: { &alice.device_id: device } });
+    assert_eq!(add(&alice, body).await, json!({}));
+    let body = third.body(&alice.id);
+    alice
+        .send_with_password(Method::POST, PATH, body.clone())
+        .await
+        .ok();
+    let found = query(&bob, &alice.id).await;
+    assert_eq!(
+        found["self_signing_keys"][&alice.id],
+        body["self_signing_key"]
+    );
+    assert_eq!(found["device_keys"][&alice.id][&alice.device_id], device);
+}
+
+#[tokio::test]
+async fn what_a_device_has_signed_goes_with_it() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let (identity, device) = (Identity::new(), new_key());
+    alice.post(PATH, identity.body(&alice.id)).await.ok();
+    let more = json!({ "device_id": "PHONE" });
+    let phone = User::new(&server, &server.login("alice", PASSWORD, more).await.ok());
+    let keys = device_keys(&phone, &device);
+    upload(&phone, json!({ "device_keys": keys })).await;
+    let public = identity.public_master(&alice.id);
+    let signed = sign(public.clone(), &alice.id, "PHONE", &device);
+    let body = json!({ &alice.id: { identity.master.public_key(): signed } });
+    assert_eq!(add(&phone, body).await, json!({}));
+    let found = query(&bob, &alice.id).await;
+    assert_eq!(found["master_keys"][&alice.id], signed);
+
+    // More signatures of the same keys take nothing from those that there are.
+    let self_signing = identity.self_signing.public_key();
+    let by_self = sign(keys, &alice.id, &self_signing, &identity.self_signing);
+    upload(&phone, json!({ "device_keys": by_self })).await;
+    let found = query(&bob, &alice.id).await;
+    assert_eq!(found["master_keys"][&alice.id], signed);
+    assert_eq!(found["device_keys"][&alice.id]["PHONE"], by_self);
+    phone.post("/logout", json!({})).await.ok();
+    let found = query(&bob, &alice.id).await;
+    assert_eq!(found["master_keys"][&alice.id], public);
+}
+
+#[tokio::test]
+async fn the_same_device_keys_may_come_many_times_at_once_while_they_are_signed() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let identity = Identity::new();
+    alice.post(PATH, identity.body(&alice.id)).await.ok();
+    let self_signing = identity.self_signing.public_key();
+    for number in 0..10 {
+        let more = json!({ "device_id": format!("PHONE{number}") });
+        let phone = User::new(&server, &server.login("alice", PASSWORD, more).await.ok());
+        let keys = device_keys(&phone, &new_key());
+        let uploads = (0..16).map(|_| phone.post("/keys/upload", json!({ "device_keys": keys })));
+        let mut uploads: FuturesUnordered<_> = uploads.collect();
+        uploads.next().await.unwrap().ok();
+        let signed = sign(keys, &alice.id, &self_signing, &identity.self_signing);
+        let body = json!({ &alice.id: { &phone.device_id: signed } });
+        let others = async {
+            while let Some(answer) = uploads.next().await {
+                answer.ok();
+            }
+        };
+        let (failures, ()) = tokio::join!(add(&phone, body), others);
+        assert_eq!(failures, json!({}));
+        let found = query(&alice, &alice.id).await;
+        let found = &found["device_keys"][&alice.id][&phone.device_id];
+        assert_eq!(found["signatures"], signed["signatures"]);
+    }
+}
+
+/// Clients upload their keys twice at the beginning, once with the signature, and in no certain order.
+#[tokio::test]
+async fn a_signature_stays_when_the_device_uploads_its_keys_without_it() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let identity = Identity::new();
+    alice.post(PATH, identity.body(&alice.id)).await.ok();
+    let keys = device_keys(&alice, &new_key());
+    let self_signing = identity.self_signing.public_key();
+    let signed = sign(
+        keys.clone(),
+        &alice.id,
+        &self_signing,
+        &identity.self_signing,
+    );
+    upload(&alice, json!({ "device_keys": signed })).await;
+    let body = json!({ &alice.id: { &alice.device_id: signed } });
+    assert_eq!(add(&alice, body).await, json!({}));
+    upload(&alice, json!({ "device_keys": keys })).await;
+    let found = query(&alice, &alice.id).await;
+    let found = &found["device_keys"][&alice.id][&alice.device_id];
+    assert_eq!(found["signatures"], signed["signatures"]);
 }

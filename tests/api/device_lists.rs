@@ -40,6 +40,15 @@ async fn now(user: &User<'_>) -> String {
     next(&user.sync("").await)
 }
 
+/// The same as `/keys/changes` tells it.
+async fn changes_since(user: &User<'_>, since: &str) -> (Vec<String>, Vec<String>) {
+    let from = since.trim_start_matches("since=");
+    let to = now(user).await;
+    let to = to.trim_start_matches("since=");
+    let path = format!("/keys/changes?from={from}&to={to}");
+    lists(&json!({ "device_lists": user.get(&path).await.ok() }))
+}
+
 /// Whose devices have changed, and who is gone.
 fn lists(sync: &Value) -> (Vec<String>, Vec<String>) {
     let names = |name: &str| {
@@ -54,7 +63,11 @@ fn lists(sync: &Value) -> (Vec<String>, Vec<String>) {
 }
 
 async fn told(user: &User<'_>, since: &str) -> (Vec<String>, Vec<String>) {
-    lists(&user.sync(since).await)
+    let told = lists(&user.sync(since).await);
+    if !since.is_empty() && !since.contains('&') {
+        assert_eq!(changes_since(user, since).await, told, "/keys/changes");
+    }
+    told
 }
 
 fn changed(users: &[&str]) -> (Vec<String>, Vec<String>) {
@@ -154,6 +167,15 @@ async fn who_comes_is_changed_and_who_goes_is_left() {
     assert_eq!(told(&alice, &of_alice).await, changed(&[]));
     assert_eq!(told(&bob, &of_bob).await, left(&[&carl.id]));
 
+    // Also who has forgotten the room at once.
+    let third = carl.create_room(json!({ "preset": "public_chat" })).await;
+    joins(&bob, &third).await;
+    of_bob = now(&bob).await;
+    leaves(&bob, &third).await;
+    let forget = format!("/rooms/{third}/forget");
+    bob.post(&forget, json!({})).await.ok();
+    assert_eq!(told(&bob, &of_bob).await, left(&[&carl.id]));
+
     (of_alice, of_bob) = (now(&alice).await, now(&bob).await);
     let body = json!({ "user_id": bob.id });
     let path = format!("/rooms/{other}/kick");
@@ -221,4 +243,18 @@ async fn a_device_without_keys_comes_and_goes_unnoticed() {
         .await
         .ok();
     assert_eq!(told(&bob, &since).await, changed(&[]));
+}
+
+#[tokio::test]
+async fn changes_are_told_from_tokens_of_syncs() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    for from in ["x", "t1_2", "s1"] {
+        let path = format!("/keys/changes?from={from}&to=s1_0_0");
+        alice.get(&path).await.fails(400, "M_INVALID_PARAM");
+    }
+    let path = "/keys/changes?to=s1_0_0";
+    alice.get(path).await.fails(400, "M_MISSING_PARAM");
+    let lists = alice.get("/keys/changes?from=s0_0_0&to=s0_0_0").await.ok();
+    assert_eq!(lists, json!({ "changed": [], "left": [] }));
 }

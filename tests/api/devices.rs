@@ -132,14 +132,15 @@ async fn alice_device(user: &User<'_>) -> String {
 }
 
 #[tokio::test]
-async fn what_is_not_known_of_a_device_is_left_out() {
+async fn what_is_not_known_of_a_device_is_null() {
     let server = TestServer::start().await;
     let alice = server.register("alice").await;
+    // matrix-nio reads no device without a name.
+    let null = Some(&json!(null));
     let answer = alice.get("/devices").await.ok();
-    assert!(!answer.to_string().contains("null"), "{answer}");
-    assert!(answer["devices"][0].get("display_name").is_none());
+    assert_eq!(answer["devices"][0].get("display_name"), null);
     let answer = alice.get(&format!("/devices/{}", alice.device_id)).await;
-    assert!(answer.ok().get("display_name").is_none());
+    assert_eq!(answer.ok().get("display_name"), null);
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use homing::listen;
+use homing::{config::Listener, listen};
 use homing_federation::{SigningKey, request::Target};
 use reqwest::{Method, StatusCode};
 use ruma::{CanonicalJsonObject, OwnedServerName, ServerName};
@@ -65,9 +65,22 @@ pub struct FakeServer {
 impl FakeServer {
     pub async fn start() -> Self {
         let folder = TempDir::new().expect("a temporary directory can be made");
-        let bound = listen::bind(&[tls::listener(folder.path(), 0)])
-            .await
-            .expect("a port is free");
+        let listener = tls::listener(folder.path(), 0);
+        Self::start_at(listener, folder).await
+    }
+
+    /// The same without encryption.
+    pub async fn start_plain() -> Self {
+        let folder = TempDir::new().expect("a temporary directory can be made");
+        let listener = Listener {
+            bind: ([127, 0, 0, 1], 0).into(),
+            ..Listener::default()
+        };
+        Self::start_at(listener, folder).await
+    }
+
+    async fn start_at(listener: Listener, folder: TempDir) -> Self {
+        let bound = listen::bind(&[listener]).await.expect("a port is free");
         let name = format!("localhost:{}", bound[0].address().port());
         let shared = Arc::new(Shared {
             recorded: Mutex::default(),

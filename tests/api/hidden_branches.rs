@@ -14,7 +14,7 @@ use crate::{
     shared_rooms::sees,
 };
 
-const V1: &str = "/_matrix/federation/v1";
+pub const V1: &str = "/_matrix/federation/v1";
 /// A word that only those events have that came late.
 const SECRET: &str = "secret";
 
@@ -206,7 +206,7 @@ async fn the_children_of_a_message_are_told_to_those_who_may_see_them() {
 }
 
 /// A room of another server, in which things were said before Alice joined.
-async fn told_before(fake: &FakeServer, alice: &User<'_>) -> (FakeRoom, Vec<Pdu>) {
+pub async fn told_before(fake: &FakeServer, alice: &User<'_>) -> (FakeRoom, Vec<Pdu>) {
     let mut room = FakeRoom::create(fake, "11");
     let content = json!({ "history_visibility": "joined" });
     room.set(fake, "m.room.history_visibility", "", content);

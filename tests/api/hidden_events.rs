@@ -17,16 +17,16 @@ const V1: &str = "/_matrix/federation/v1";
 const SECRET: &str = "zebra";
 
 /// A room with events that nobody is shown, and some that people are.
-struct Scene {
-    room: FakeRoom,
+pub struct Scene {
+    pub room: FakeRoom,
     /// A message that all see, in a thread of which the hidden ones would be.
     root: String,
     /// The latest event that all see.
-    last: Pdu,
+    pub last: Pdu,
     /// Messages, and state, that the rules do not allow.
     rejected: Vec<Pdu>,
     /// An event that follows one of the rejected ones, and that all see.
-    after_rejected: Pdu,
+    pub after_rejected: Pdu,
     /// The same that were allowed where they were made, but not as the room is now.
     soft_failed: Vec<Pdu>,
     /// A member event that is known only because `last` names it.
@@ -34,7 +34,7 @@ struct Scene {
 }
 
 impl Scene {
-    fn hidden(&self) -> impl Iterator<Item = &Pdu> {
+    pub fn hidden(&self) -> impl Iterator<Item = &Pdu> {
         let refused = self.rejected.iter().chain(&self.soft_failed);
         refused.chain([&self.outlier])
     }
@@ -98,7 +98,7 @@ fn reply(room: &FakeRoom, root: &str, user: &User<'_>) -> Draft {
     room.draft("m.room.message", None, content)
 }
 
-async fn scene(server: &TestServer, fake: &FakeServer, alice: &User<'_>) -> Scene {
+pub async fn scene(server: &TestServer, fake: &FakeServer, alice: &User<'_>) -> Scene {
     let path = format!("{V1}/send/");
     fake.answers(Method::PUT, &path, json!({ "pdus": {} }));
     let mut room = shared(alice, fake, "11").await;

@@ -404,7 +404,8 @@ async fn nothing_is_left_of_deleted_backups_and_of_deactivated_users() {
     assert!(has_keys);
     sweep(&server.app).await.unwrap();
     let db = &server.app.db;
-    let left = storage::key_backup::page(db, nid, ("", ""), 1).await;
+    let left =
+        storage::key_backup::page(db, nid, storage::key_backup::Walked::All, ("", ""), 1).await;
     assert!(left.unwrap().is_empty() && hidden(&server).await.is_none());
     assert_eq!(true_count(&bob, "1").await, 1);
 
@@ -417,7 +418,8 @@ async fn nothing_is_left_of_deleted_backups_and_of_deactivated_users() {
     assert_eq!(storage::key_backup::current(db, user).await.unwrap(), None);
     assert_eq!(storage::key_backup::newest(db, user).await.unwrap(), 0);
     sweep(&server.app).await.unwrap();
-    let left = storage::key_backup::page(db, nid, ("", ""), 1).await;
+    let left =
+        storage::key_backup::page(db, nid, storage::key_backup::Walked::All, ("", ""), 1).await;
     assert!(left.unwrap().is_empty() && hidden(&server).await.is_none());
 }
 

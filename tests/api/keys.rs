@@ -53,7 +53,8 @@ pub async fn claim(user: &User<'_>, of: (&str, &str)) -> Option<(String, Value)>
 
 async fn query(user: &User<'_>, of: &str) -> Value {
     let body = json!({ "device_keys": { of: [] } });
-    user.post("/keys/query", body).await.ok()
+    let found = user.post("/keys/query", body).await.ok();
+    json!({ "device_keys": found["device_keys"] })
 }
 
 /// How many one-time keys a sync says that there are, and the algorithms of unused fallback keys.
@@ -101,6 +102,37 @@ async fn keys_of_devices_are_found() {
     // They go with the device.
     tablet.post("/logout", json!({})).await.ok();
     assert_eq!(query(&alice, &bob.id).await, named);
+}
+
+#[tokio::test]
+async fn what_is_empty_is_said_and_null_is_nothing() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let nothing = json!({ "device_keys": null, "one_time_keys": null, "fallback_keys": null });
+    let counts = upload(&alice, nothing).await;
+    assert_eq!(counts["one_time_key_counts"]["signed_curve25519"], 0);
+    let wrong = json!({ "one_time_keys": 1, "fallback_keys": null });
+    let wrong = alice.post("/keys/upload", wrong).await;
+    wrong.fails(400, "M_BAD_JSON");
+    // matrix-nio reads no answer without these.
+    let found = alice
+        .post("/keys/query", json!({ "device_keys": {} }))
+        .await;
+    let found = found.ok();
+    for field in [
+        "device_keys",
+        "master_keys",
+        "self_signing_keys",
+        "user_signing_keys",
+        "failures",
+    ] {
+        assert_eq!(found[field], json!({}), "{field}");
+    }
+    let claimed = alice
+        .post("/keys/claim", json!({ "one_time_keys": {} }))
+        .await;
+    let nothing = json!({ "one_time_keys": {}, "failures": {} });
+    assert_eq!(claimed.ok(), nothing);
 }
 
 #[tokio::test]

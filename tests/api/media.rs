@@ -63,7 +63,7 @@ pub async fn upload(user: &User<'_>, content_type: &str, bytes: impl Into<Body>)
     uri(fetch(request).await.answer())
 }
 
-fn uri(answer: Answer) -> String {
+pub fn uri(answer: Answer) -> String {
     answer.ok()["content_uri"]
         .as_str()
         .expect("a URI")
@@ -525,6 +525,7 @@ async fn files_without_a_row_are_deleted_at_the_next_start() {
             width: 32,
             height: 32,
             method: homing::storage::media::ThumbnailMethod::Crop,
+            animated: first == 7,
         };
         lost.extend([
             server.app.files.blob(&hash),

@@ -28,7 +28,9 @@ async fn everybody_has_the_predefined_rules() {
         ".m.rule.invite_for_me",
         ".m.rule.member_event",
         ".m.rule.is_user_mention",
+        ".m.rule.contains_display_name",
         ".m.rule.is_room_mention",
+        ".m.rule.roomnotif",
         ".m.rule.tombstone",
         ".m.rule.reaction",
         ".m.rule.room.server_acl",
@@ -36,6 +38,7 @@ async fn everybody_has_the_predefined_rules() {
     ] {
         assert!(override_ids.iter().any(|known| known == id), "{id}");
     }
+    assert_eq!(ids("content"), [".m.rule.contains_user_name"]);
     assert_eq!(
         ids("underride"),
         [
@@ -65,7 +68,7 @@ async fn rules_are_made_moved_changed_and_deleted() {
         .iter()
         .map(|rule| &rule["rule_id"])
         .collect();
-    assert_eq!(ids, ["a", "b", "c"]);
+    assert_eq!(ids, ["a", "b", "c", ".m.rule.contains_user_name"]);
     assert_eq!(
         alice.get(&at("a")).await.ok(),
         json!({ "rule_id": "a", "pattern": "cake*lie", "actions": ["notify"], "default": false, "enabled": true })
@@ -117,6 +120,11 @@ async fn impossible_rules_are_refused() {
         ("nonsense/a", &content, "M_INVALID_PARAM"),
         ("room/nowhere", &content, "M_INVALID_PARAM"),
         ("sender/alice", &content, "M_INVALID_PARAM"),
+        (
+            "content/a",
+            &json!({ "pattern": "x", "actions": ["shout"] }),
+            "M_INVALID_PARAM",
+        ),
         ("content/a", &json!({ "actions": [] }), "M_MISSING_PARAM"),
         ("content/a", &json!({ "pattern": "x" }), "M_MISSING_PARAM"),
         (
@@ -138,6 +146,23 @@ async fn impossible_rules_are_refused() {
         .put(&format!("{RULES}/content/a"), large)
         .await
         .fails(413, "M_TOO_LARGE");
+    let long = json!({ "pattern": "x".repeat(256), "actions": [] });
+    let wild = json!({ "pattern": "a*".repeat(9), "actions": [] });
+    let hidden = json!({ "actions": [], "conditions": [
+        { "kind": "event_match", "key": "content.body", "pattern": "?".repeat(9) } ] });
+    for (kind, rule) in [("content", long), ("content", wild), ("underride", hidden)] {
+        let path = format!("{RULES}/{kind}/dear");
+        alice.put(&path, rule).await.fails(400, "M_INVALID_PARAM");
+    }
+    for number in 0..51 {
+        let glob = json!({ "pattern": format!("{number}*"), "actions": [] });
+        let path = format!("{RULES}/content/{number}");
+        let answer = alice.put(&path, glob).await;
+        match number {
+            50 => drop(answer.fails(413, "M_TOO_LARGE")),
+            _ => drop(answer.ok()),
+        }
+    }
     for path in [
         "content/nothing",
         "content/nothing/enabled",
@@ -194,7 +219,7 @@ async fn mentions_highlight_and_most_events_need_no_row() {
         room.unwrap().seen().unread_idx
     };
     assert_eq!(notified().await, 0);
-    alice.say(&room, "hello bob").await;
+    alice.say(&room, "hello you").await;
     assert_eq!((notified().await, flags(&bob).await), (1, vec![]));
 
     let text = |body: &str| json!({ "msgtype": "m.text", "body": body });
@@ -228,6 +253,22 @@ async fn mentions_highlight_and_most_events_need_no_row() {
     send(&alice, &room, "m.room.encrypted", json!({})).await;
     assert_eq!(notified().await, 5);
     assert_eq!(flags(&bob).await, [HIGHLIGHT; 2]);
+}
+
+#[tokio::test]
+async fn who_has_no_name_is_not_named_by_an_empty_text() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let path = format!("/profile/{}/displayname", bob.id);
+    bob.put(&path, json!({ "displayname": "" })).await.ok();
+    let rule = json!({ "pattern": "cake", "actions": ["notify"] });
+    bob.put(&format!("{RULES}/content/cake"), rule).await.ok();
+    let room = alice.create_room(json!({ "invite": [bob.id] })).await;
+    bob.post(&format!("/join/{room}"), json!({})).await.ok();
+    alice.say(&room, "").await;
+    assert_eq!(flags(&bob).await, [0; 0]);
+    alice.say(&room, &format!("hello {}", bob.id)).await;
+    assert_eq!(flags(&bob).await, [HIGHLIGHT]);
 }
 
 #[tokio::test]
@@ -268,6 +309,30 @@ async fn rules_of_ones_own_and_ignored_people() {
     bob.put(&path, nobody).await.ok();
     alice.say(&room, "and now?").await;
     assert_eq!(flags(&bob).await.len(), 3);
+}
+
+#[tokio::test]
+async fn long_texts_are_held_against_rules_as_far_as_that_is_cheap() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let room = alice.create_room(json!({ "invite": [bob.id] })).await;
+    bob.post(&format!("/join/{room}"), json!({})).await.ok();
+    let actions = json!(["notify", { "set_tweak": "highlight" }]);
+    for (id, pattern) in [("letter", "a"), ("word", "cake"), ("wild", "a*b*c*d")] {
+        let rule = json!({ "pattern": pattern, "actions": actions });
+        let path = format!("{RULES}/content/{id}");
+        bob.put(&path, rule).await.ok();
+    }
+    // A place where each pattern may begin, again and again.
+    let long = "aa ".repeat(20_000);
+    alice.say(&room, &long).await;
+    assert_eq!(flags(&bob).await, [0; 0]);
+    alice.say(&room, &format!("cake {long}")).await;
+    assert_eq!(flags(&bob).await, [HIGHLIGHT]);
+    // Letters of several bytes are not cut in two.
+    alice.say(&room, &format!("x{}", "ö".repeat(20_000))).await;
+    alice.say(&room, &format!("{long} cake")).await;
+    assert_eq!(flags(&bob).await, [HIGHLIGHT], "it is too far behind");
 }
 
 #[tokio::test]

@@ -215,6 +215,46 @@ async fn threaded_receipts_name_their_thread() {
 }
 
 #[tokio::test]
+async fn what_relates_to_the_root_is_read_with_the_thread() {
+    let server = TestServer::start().await;
+    let talk = Talk::start(&server).await;
+    let (alice, bob) = (&talk.alice, &talk.bob);
+    let root = alice.say(&talk.room, "root").await;
+    talk.reply(alice, &root, "t1").await;
+    let related = async |to: &str, rel_type: &str| {
+        let content =
+            json!({ "m.relates_to": { "rel_type": rel_type, "event_id": to, "key": "+" } });
+        let path = format!(
+            "/rooms/{}/send/m.reaction/{}",
+            talk.room,
+            rand::random::<u64>()
+        );
+        alice.put(&path, content).await.ok()["event_id"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    let reference = related(&root, "m.reference").await;
+    let annotation = related(&reference, "m.annotation").await;
+    let since = talk.next(alice).await;
+    talk.read(bob, "m.read", &annotation, json!({ "thread_id": root }))
+        .await;
+    let told = talk.receipts(alice, &since).await;
+    assert_eq!(
+        told[0][&annotation]["m.read"][&bob.id]["thread_id"],
+        root.as_str()
+    );
+
+    let mut far = annotation;
+    for _ in 0..4 {
+        far = related(&far, "m.reference").await;
+    }
+    let path = format!("/rooms/{}/receipt/m.read/{far}", talk.room);
+    let refused = bob.post(&path, json!({ "thread_id": root })).await;
+    refused.fails(400, "M_INVALID_PARAM");
+}
+
+#[tokio::test]
 async fn bad_receipts_are_refused() {
     let server = TestServer::start().await;
     let talk = Talk::start(&server).await;

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use homing::storage::device_lists;
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::{
+    cross_signing::Identity,
     fake_room::FakeRoom,
     fake_server::{FakeServer, Recorded},
     server::{PASSWORD, TestServer, User},
@@ -115,6 +117,35 @@ async fn servers_that_share_a_room_are_told_of_changes() {
     assert_eq!(last[1]["prev_id"], json!([last[0]["stream_id"]]));
 }
 
+#[tokio::test]
+async fn servers_that_meet_somebody_are_told_of_their_devices() {
+    let (server, other) = (TestServer::federated().await, FakeServer::start().await);
+    other.answers(Method::PUT, SEND, json!({ "pdus": {} }));
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    upload(&bob).await;
+    for _ in 0..2 {
+        let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+        FakeRoom::join(&other, &server, &room).await;
+        bob.post(&format!("/join/{room}"), json!({})).await.ok();
+    }
+    // Who knows them already is not told again: the next news is this.
+    let path = format!("/devices/{}", bob.device_id);
+    let name = json!({ "display_name": "new" });
+    bob.put(&path, name).await.ok();
+    let updates = so_many(&other, UPDATE, 2).await;
+    for update in &updates {
+        assert_eq!(update["user_id"], bob.id);
+        assert_eq!(update["keys"], keys(&bob.id, &bob.device_id, "key"));
+    }
+    assert_eq!(updates[1]["prev_id"], json!([updates[0]["stream_id"]]));
+    let path = format!("{DEVICES}{}", bob.id);
+    let list = other.get(&server, &path).await.ok();
+    assert_eq!(
+        list["stream_id"], updates[1]["stream_id"],
+        "nothing else was told"
+    );
+}
+
 /// Somebody here in a room with somebody of another server.
 struct Shared<'s> {
     server: &'s TestServer,
@@ -187,6 +218,17 @@ impl<'s> Shared<'s> {
 async fn a_list_is_asked_for_once_and_kept_up_to_date() {
     let server = TestServer::federated().await;
     let mut shared = Shared::new(&server).await;
+    // What nobody has asked for, and nobody can encrypt with, is no news.
+    let since = shared.alice.sync("").await["next_batch"].clone();
+    let without = json!({
+        "user_id": shared.zoe, "device_id": "NONE", "stream_id": 1, "prev_id": [], "deleted": true,
+    });
+    shared.says(UPDATE, without).await;
+    let sync = shared
+        .alice
+        .sync(&format!("since={}", since.as_str().unwrap()))
+        .await;
+    assert_eq!(sync.get("device_lists"), None);
     shared.list(5, &[("A", "a"), ("B", "b")]);
     for _ in 0..2 {
         assert_eq!(shared.keys().await, json!({ "A": "a", "B": "b" }));
@@ -319,4 +361,138 @@ async fn two_servers_know_each_others_devices() {
     };
     let gone = tokio::time::timeout(Duration::from_secs(20), gone).await;
     gone.expect("the phone is gone");
+}
+
+#[tokio::test]
+async fn a_list_with_devices_without_keys_or_sense_is_kept() {
+    let server = TestServer::federated().await;
+    let mut shared = Shared::new(&server).await;
+    let long = "x".repeat(300);
+    let list = json!({ "user_id": shared.zoe, "stream_id": 5, "master_key": null, "devices": [
+        { "device_id": "NONE" },
+        { "device_id": "NAMED", "device_display_name": "Telephone" },
+        { "device_id": 1 },
+        "no device",
+        { "device_id": "A", "keys": keys(&shared.zoe, "A", "a"), "device_display_name": long },
+        { "device_id": "B", "keys": keys(&shared.zoe, "B", "b"), "device_display_name": "Tablet" },
+        { "device_id": "C", "keys": keys(&shared.zoe, "OTHER", "c") },
+        { "device_id": "N\u{0}", "keys": keys(&shared.zoe, "N\u{0}", "n") },
+        { "device_id": "M", "keys": keys(&shared.zoe, "M", "m"), "device_display_name": "\u{0}" },
+    ] });
+    shared.other.answers(Method::GET, DEVICES, list);
+    for _ in 0..2 {
+        let devices = json!({ "A": "a", "B": "b", "M": "m" });
+        assert_eq!(shared.keys().await, devices);
+    }
+    assert_eq!(
+        (shared.asked(), shared.other.count(&Method::POST, QUERY)),
+        (1, 0)
+    );
+    let devices = query(&shared.alice, &shared.zoe).await;
+    assert_eq!(devices["A"]["unsigned"], Value::Null);
+    let name = json!({ "device_display_name": "Tablet" });
+    assert_eq!(devices["B"]["unsigned"], name);
+
+    // What makes no sense is asked for; it does not keep the server from telling more.
+    let since = shared.alice.sync("").await["next_batch"].clone();
+    let update = shared.update("N\u{0}", "n", 6, &[5]);
+    shared.says(UPDATE, update).await;
+    let mut update = shared.update("D", "d", 7, &[6]);
+    update["user_id"] = json!(format!("@zo\u{0}e:{}", shared.other.name));
+    shared.says(UPDATE, update).await;
+    let query = format!("since={}", since.as_str().unwrap());
+    let sync = shared.alice.sync(&query).await;
+    assert_eq!(sync["device_lists"]["changed"], json!([shared.zoe]));
+    shared.list(7, &[("E", "e")]);
+    assert_eq!(shared.keys().await, json!({ "E": "e" }));
+}
+
+#[tokio::test]
+async fn a_new_master_key_of_somebody_elsewhere_takes_the_old_keys_with_it() {
+    let server = TestServer::federated().await;
+    let mut shared = Shared::new(&server).await;
+    let (first, second) = (Identity::new(), Identity::new());
+    let body = first.body(&shared.zoe);
+    let list = json!({
+        "user_id": shared.zoe, "stream_id": 5, "devices": [],
+        "master_key": body["master_key"], "self_signing_key": body["self_signing_key"],
+    });
+    shared.other.answers(Method::GET, DEVICES, list);
+    let of_zoe = json!({ "device_keys": { &shared.zoe: [] } });
+    let known = async |alice: &User<'_>, zoe: &str| {
+        let found = alice.post("/keys/query", of_zoe.clone()).await.ok();
+        [&found["master_keys"][zoe], &found["self_signing_keys"][zoe]].map(Clone::clone)
+    };
+    let expected = [body["master_key"].clone(), body["self_signing_key"].clone()];
+    assert_eq!(known(&shared.alice, &shared.zoe).await, expected);
+    // The key that signs devices comes alone, and so does another master key.
+    let body = second.body(&shared.zoe);
+    let update = json!({ "user_id": shared.zoe, "master_key": body["master_key"] });
+    shared.says("m.signing_key_update", update.clone()).await;
+    let expected = [body["master_key"].clone(), Value::Null];
+    assert_eq!(known(&shared.alice, &shared.zoe).await, expected);
+    let more = json!({ "user_id": shared.zoe, "self_signing_key": body["self_signing_key"] });
+    shared.says("m.signing_key_update", more).await;
+    shared.says("m.signing_key_update", update).await;
+    let expected = [body["master_key"].clone(), body["self_signing_key"].clone()];
+    assert_eq!(known(&shared.alice, &shared.zoe).await, expected);
+    assert_eq!(shared.asked(), 1);
+}
+
+#[tokio::test]
+async fn who_closes_the_account_has_no_keys_any_more_and_others_hear_of_it() {
+    let server = TestServer::federated().await;
+    let shared = Shared::new(&server).await;
+    let (alice, other) = (&shared.alice, &shared.other);
+    let bob = server.register("bob").await;
+    let rooms = alice.get("/joined_rooms").await.ok();
+    let path = format!("/join/{}", rooms["joined_rooms"][0].as_str().unwrap());
+    bob.post(&path, json!({})).await.ok();
+    let more = json!({ "device_id": "PHONE" });
+    let phone = User::new(&server, &server.login("alice", PASSWORD, more).await.ok());
+    for user in [alice, &phone] {
+        upload(user).await;
+    }
+    let identity = Identity::new();
+    let path = "/keys/device_signing/upload";
+    alice.post(path, identity.body(&alice.id)).await.ok();
+    so_many(other, "m.signing_key_update", 1).await;
+    let count = so_many(other, UPDATE, 2).await.len();
+    let since = bob.sync("").await["next_batch"].clone();
+    let body = json!({ "device_keys": { &alice.id: [] } });
+    let asked = alice.post("/keys/query", body.clone()).await.ok();
+    assert_eq!(asked["user_signing_keys"].as_object().unwrap().len(), 1);
+
+    let told = server.app.head();
+    let answer = alice.send_with_password(Method::POST, "/account/deactivate", json!({}));
+    answer.await.ok();
+    let sync = bob
+        .sync(&format!("since={}", since.as_str().unwrap()))
+        .await;
+    let lists = &sync["device_lists"];
+    assert!(
+        lists["changed"] == json!([alice.id]) || lists["left"] == json!([alice.id]),
+        "{lists}"
+    );
+    let found = bob.post("/keys/query", body).await.ok();
+    assert_eq!(found["device_keys"], json!({ &alice.id: {} }));
+    for field in ["master_keys", "self_signing_keys", "user_signing_keys"] {
+        assert_eq!(found[field], json!({}), "{field}");
+    }
+    // Also who reads only now what is to be told finds it: she has left since.
+    let app = &server.app;
+    let name = app.names.server(&app.db, &app.log, &other.name);
+    let untold = device_lists::untold(&app.db, name.await.unwrap(), told, 100);
+    assert_eq!(untold.await.unwrap().len(), 3, "two devices and her keys");
+    let updates = so_many(other, UPDATE, count + 2).await;
+    let mut gone: Vec<&Value> = updates[count..]
+        .iter()
+        .filter(|update| update["deleted"] == true)
+        .map(|update| &update["device_id"])
+        .collect();
+    gone.sort_by_key(ToString::to_string);
+    gone.dedup();
+    let mut expected = [json!(alice.device_id), json!("PHONE")];
+    expected.sort_by_key(Value::to_string);
+    assert_eq!(gone, expected.iter().collect::<Vec<_>>());
 }

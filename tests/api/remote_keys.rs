@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 
 use crate::{
     cross_signing::{Identity, sign},
-    fake_server::FakeServer,
+    fake_room::FakeRoom,
+    fake_server::{FakeServer, Recorded},
     keys::{claim, device_keys, one_time_keys, upload},
     server::{TestServer, User},
 };
@@ -143,8 +144,8 @@ async fn people_here_learn_of_others_and_which_servers_could_not_be_asked() {
     let expected = json!({ &zoe: { "PHONE": good }, &alice.id: {} });
     assert_eq!(found["device_keys"], expected);
     assert_eq!(found["master_keys"], json!({ &zoe: master }));
-    assert_eq!(found.get("self_signing_keys"), None);
-    assert_eq!(found.get("user_signing_keys"), None);
+    assert_eq!(found["self_signing_keys"], json!({}));
+    assert_eq!(found["user_signing_keys"], json!({}));
 
     let claimed = json!({ "signed_curve25519:A": { "key": "k", "signatures": {} } });
     let answer = json!({ "one_time_keys": {
@@ -177,7 +178,7 @@ async fn people_of_two_servers_find_claim_and_sign_each_others_keys() {
     alice.post(SIGNING, of_alice.body(&alice.id)).await.ok();
     zoe.post(SIGNING, of_zoe.body(&zoe.id)).await.ok();
     let found = query(&alice, &[&zoe.id]).await;
-    assert_eq!(found.get("failures"), None);
+    assert_eq!(found["failures"], json!({}));
     assert_eq!(
         found["device_keys"][&zoe.id][&zoe.device_id],
         device_keys(&zoe)
@@ -204,4 +205,102 @@ async fn people_of_two_servers_find_claim_and_sign_each_others_keys() {
         query(&zoe, &[&zoe.id]).await["master_keys"][&zoe.id],
         master
     );
+}
+
+#[tokio::test]
+async fn nobody_asks_for_too_much_at_once() {
+    let (server, other) = (TestServer::federated().await, FakeServer::start().await);
+    let alice = server.register("alice").await;
+    let many = |value: Value| -> Value {
+        let users = (0..10_001).map(|n| (format!("@u{n}:{}", server.name()), value.clone()));
+        Value::Object(users.collect())
+    };
+    let devices: Vec<String> = (0..10_001).map(|n| format!("D{n}")).collect();
+    let queries = [many(json!([])), json!({ &alice.id: devices })];
+    let algorithms: serde_json::Map<_, _> = devices
+        .iter()
+        .map(|id| (id.clone(), json!("signed_curve25519")))
+        .collect();
+    let claims = [many(json!({})), json!({ &alice.id: algorithms })];
+    for (query, claim) in queries.into_iter().zip(claims) {
+        let query = json!({ "device_keys": query });
+        let claim = json!({ "one_time_keys": claim });
+        for (path, federated, body) in [
+            ("/keys/query", QUERY, query),
+            ("/keys/claim", CLAIM, claim.clone()),
+        ] {
+            let answer = alice.post(path, body.clone()).await;
+            answer.fails(413, "M_TOO_LARGE");
+            let answer = other.post(&server, federated, body).await;
+            answer.fails(413, "M_TOO_LARGE");
+        }
+        let signed = claim["one_time_keys"].clone();
+        let answer = alice.post("/keys/signatures/upload", signed).await;
+        answer.fails(413, "M_TOO_LARGE");
+    }
+}
+
+#[tokio::test]
+async fn few_requests_of_one_user_ask_other_servers_at_a_time() {
+    let (server, other) = (TestServer::federated().await, FakeServer::start().await);
+    let alice = server.register("alice").await;
+    other.never_answers(Method::POST, QUERY);
+    other.never_answers(Method::POST, CLAIM);
+    let asked = || other.count(&Method::POST, QUERY) + other.count(&Method::POST, CLAIM);
+    let ask = async |n: usize, timeout: usize| {
+        let zoe = format!("@zoe{n}:{}", other.name);
+        let query = json!({ "device_keys": { &zoe: [] }, "timeout": timeout });
+        let claim = json!({ "one_time_keys": { &zoe: { "D": "a" } }, "timeout": timeout });
+        let (query, claim) = tokio::join!(
+            alice.post("/keys/query", query),
+            alice.post("/keys/claim", claim)
+        );
+        for answer in [query.ok(), claim.ok()] {
+            assert_eq!(answer["failures"][other.name.as_str()]["status"], 503);
+        }
+    };
+    let late = async {
+        other.wait_for(|_| asked() == 4).await;
+        ask(2, 200).await;
+        assert_eq!(asked(), 4);
+    };
+    tokio::join!(ask(0, 5000), ask(1, 5000), late);
+}
+
+#[tokio::test]
+async fn other_servers_learn_what_devices_are_called_if_the_settings_say_so() {
+    let server = TestServer::federated_with(|config| config.federation.device_names = true).await;
+    let other = FakeServer::start().await;
+    other.answers(
+        Method::PUT,
+        "/_matrix/federation/v1/send/",
+        json!({ "pdus": {} }),
+    );
+    let alice = server.register("alice").await;
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    FakeRoom::join(&other, &server, &room).await;
+    upload(&alice, json!({ "device_keys": device_keys(&alice) })).await;
+    let path = format!("/devices/{}", alice.device_id);
+    alice
+        .put(&path, json!({ "display_name": "Phone" }))
+        .await
+        .ok();
+    let body = json!({ "device_keys": { &alice.id: [] } });
+    let found = other.post(&server, QUERY, body).await.ok();
+    let device = &found["device_keys"][&alice.id][&alice.device_id];
+    assert_eq!(
+        device["unsigned"],
+        json!({ "device_display_name": "Phone" })
+    );
+    let list = other
+        .get(&server, &format!("{DEVICES}{}", alice.id))
+        .await
+        .ok();
+    assert_eq!(list["devices"][0]["device_display_name"], "Phone");
+    let is_told = |request: &Recorded| {
+        let edus = request.body["edus"].as_array().into_iter().flatten();
+        edus.into_iter()
+            .any(|edu| edu["content"]["device_display_name"] == "Phone")
+    };
+    other.wait_for(is_told).await;
 }

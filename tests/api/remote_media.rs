@@ -12,6 +12,7 @@ use crate::{
     fake_server::{FakeServer, Recorded, endless, error},
     media::{Sent, ask, download, fetch, files, path, upload},
     server::{TestServer, User},
+    thumbnails::huge_png,
 };
 
 const DOWNLOAD: &str = "/_matrix/federation/v1/media/download/";
@@ -76,6 +77,17 @@ async fn thumbnails_are_made_of_media_of_other_servers() {
     let sent = fetch(ask(&alice, Method::GET, &path)).await;
     let small = image::load_from_memory(&sent.bytes).unwrap();
     assert_eq!((small.width(), small.height()), (320, 229));
+}
+
+#[tokio::test]
+async fn images_of_other_servers_that_are_too_large_have_no_thumbnails() {
+    let (server, fake) = server_and_fake().await;
+    let alice = server.register("alice").await;
+    fake.on(Method::GET, DOWNLOAD, |_| parts("image/png", &huge_png()));
+    let name = format!("mxc://{}/abc", fake.name);
+    let path = format!("{}?width=32&height=32", path("thumbnail", &name));
+    // Here it is that server's answer which is bad.
+    alice.get(&path).await.fails(502, "M_TOO_LARGE");
 }
 
 #[tokio::test]

@@ -1,12 +1,15 @@
 //! Events that could not be taken when they came, and come later after all.
 
-use std::{sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
+use axum::{body::Body, response::IntoResponse as _};
+use futures_util::stream;
 use homing::{args, sql};
 use homing_federation::{Draft, Pdu, SigningKey};
 use reqwest::Method;
 use ruma::OwnedEventId;
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 
 use crate::{
     fake_room::{FakeRoom, outcome, value},
@@ -27,16 +30,15 @@ fn tells_missing(fake: &FakeServer, events: &[&Pdu]) {
     fake.answers(Method::POST, &path, json!({ "events": events }));
 }
 
-/// How many events wait.
+/// How often an event that waits was tried; `None` if it does not wait.
+async fn tries(server: &TestServer, event: &OwnedEventId) -> Option<i64> {
+    let query = sql!("SELECT max(attempts) FROM inbound_pdu WHERE event_id = $1");
+    let row = server.app.db.one(query, args![event.as_str()]).await;
+    row.unwrap().get(0).unwrap()
+}
+
 async fn is_waiting(server: &TestServer, event: &OwnedEventId) -> bool {
-    let query = sql!("SELECT count(*) FROM inbound_pdu WHERE event_id = $1");
-    let row = server
-        .app
-        .db
-        .one(query, args![event.as_str()])
-        .await
-        .unwrap();
-    row.get::<i64>(0).unwrap() > 0
+    tries(server, event).await.is_some()
 }
 
 /// Something else that has to wait: when it is sent, what waits already is looked at again.
@@ -77,6 +79,41 @@ async fn what_was_given_up_comes_with_the_next_event() {
     for pdu in [&before, &late] {
         assert!(seen(&alice, &room, pdu.event_id.as_str()).await.is_some());
     }
+}
+
+#[tokio::test]
+async fn what_somebody_else_brings_while_it_is_asked_for_is_not_waited_for() {
+    let server = TestServer::federated().await;
+    let (fake, other) = (FakeServer::start().await, FakeServer::start().await);
+    let alice = server.register("alice").await;
+    let mut room = shared(&alice, &fake, "12").await;
+    let mut there = FakeRoom::join(&other, &server, room.id.as_str()).await;
+    let before = there.say(&other, "before");
+    room.follow(&before);
+    let late = room.say(&fake, "late");
+    let has_come = Arc::new(Notify::new());
+    let path = format!("{V1}/get_missing_events/");
+    fake.on(Method::POST, &path, {
+        let has_come = Arc::clone(&has_come);
+        move |_| {
+            let has_come = Arc::clone(&has_come);
+            // It knows by then what is here, and leaves it out.
+            let answer = stream::once(async move {
+                has_come.notified().await;
+                Ok::<_, Infallible>(r#"{ "events": [] }"#)
+            });
+            Body::from_stream(answer).into_response()
+        }
+    });
+    room.send(&fake, &server, &[&late]).await.ok();
+    fake.wait_for(|it| it.path.starts_with(&path)).await;
+    there.send(&other, &server, &[&before]).await.ok();
+    has_come.notify_one();
+    while let Some(tries) = tries(&server, &late.event_id).await {
+        assert_eq!(tries, 0, "it waits for the next try");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(seen(&alice, &room, late.event_id.as_str()).await.is_some());
 }
 
 /// Two servers in a room; the second has a new key, which it does not tell.

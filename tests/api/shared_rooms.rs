@@ -91,6 +91,7 @@ async fn somebody_on_another_server_is_invited_and_comes_or_not() {
     .await;
     let told = |kind: &str| invite.iter().find(|event| event["type"] == kind);
     assert_eq!(told("m.room.name").unwrap()["content"]["name"], "Two");
+    assert!(told("m.room.create").unwrap()["origin_server_ts"].is_u64());
     let own = invite
         .iter()
         .find(|event| event["state_key"] == bob.id)

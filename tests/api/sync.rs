@@ -230,6 +230,10 @@ async fn membership_decides_the_section() {
     both.sort_unstable();
     assert_eq!(keys(state, "m.room.member"), both);
     assert!(state.iter().all(|event| event.get("event_id").is_none()));
+    for event in state {
+        let has_time = event["origin_server_ts"].is_u64();
+        assert_eq!(has_time, event["type"] == "m.room.create", "{event}");
+    }
 
     alice.say(&room, "before").await;
     bob.post(&format!("/join/{room}"), json!({})).await.ok();

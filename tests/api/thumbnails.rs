@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Left half red, right half blue.
-fn flag(width: u32, height: u32) -> DynamicImage {
+pub fn flag(width: u32, height: u32) -> DynamicImage {
     let image = RgbImage::from_fn(width, height, |x, _| {
         if x < width / 2 {
             Rgb([255, 0, 0])
@@ -24,20 +24,20 @@ fn flag(width: u32, height: u32) -> DynamicImage {
     DynamicImage::ImageRgb8(image)
 }
 
-fn encoded(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
+pub fn encoded(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
     let mut bytes = Cursor::new(Vec::new());
     image.write_to(&mut bytes, format).unwrap();
     bytes.into_inner()
 }
 
-async fn thumbnail(user: &User<'_>, uri: &str, query: &str) -> Sent {
+pub async fn thumbnail(user: &User<'_>, uri: &str, query: &str) -> Sent {
     let path = format!("{}?{query}", path("thumbnail", uri));
     fetch(ask(user, Method::GET, &path)).await
 }
 
 /// The image of an answer, which must have said truly what it is.
 #[track_caller]
-fn decoded(sent: &Sent) -> RgbaImage {
+pub fn decoded(sent: &Sent) -> RgbaImage {
     assert_eq!(sent.status, StatusCode::OK);
     let format = image::guess_format(&sent.bytes).expect("an image");
     assert_eq!(sent.header("content-type"), format.to_mime_type());
@@ -46,10 +46,18 @@ fn decoded(sent: &Sent) -> RgbaImage {
         disposition.starts_with("inline; filename=thumbnail."),
         "{disposition}"
     );
+    // What a page of the same site could do with it must be as little as with any file.
+    let policy = sent.header("content-security-policy");
+    assert!(
+        policy.starts_with("sandbox; default-src 'none'; script-src 'none';"),
+        "{policy}"
+    );
+    assert_eq!(sent.header("cross-origin-resource-policy"), "cross-origin");
+    assert_eq!(sent.header("x-content-type-options"), "nosniff");
     image::load_from_memory(&sent.bytes).unwrap().to_rgba8()
 }
 
-fn is_red(pixel: Rgba<u8>) -> bool {
+pub fn is_red(pixel: Rgba<u8>) -> bool {
     pixel[0] > 200 && pixel[2] < 60
 }
 
@@ -201,7 +209,7 @@ async fn an_animation_becomes_its_first_frame() {
     let uri = upload(&alice, "image/gif", bytes).await;
     for query in [
         "width=96&height=96&method=crop&animated=false",
-        "width=96&height=96&method=crop&animated=true",
+        "width=96&height=96&method=crop",
         "width=9000&height=9000",
     ] {
         let sent = thumbnail(&alice, &uri, query).await;
@@ -302,7 +310,7 @@ async fn what_is_no_image_has_no_thumbnail() {
 }
 
 /// The check sum of PNG's chunks.
-fn crc(bytes: &[u8]) -> u32 {
+pub fn crc(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(u32::MAX, |mut crc, byte| {
         crc ^= u32::from(*byte);
         for _ in 0..8 {
@@ -312,14 +320,20 @@ fn crc(bytes: &[u8]) -> u32 {
     })
 }
 
-#[tokio::test]
-async fn small_files_that_claim_to_be_huge_are_refused() {
-    let server = TestServer::start().await;
-    let alice = server.register("alice").await;
+/// A few bytes that claim to be an image of 60,000 by 60,000 pixels.
+pub fn huge_png() -> Vec<u8> {
     let mut png = encoded(&flag(4, 4), ImageFormat::Png);
     png[16..24].copy_from_slice(&[0, 0, 0xea, 0x60, 0, 0, 0xea, 0x60]);
     let sum = crc(&png[12..29]).to_be_bytes();
     png[29..33].copy_from_slice(&sum);
+    png
+}
+
+#[tokio::test]
+async fn small_files_that_claim_to_be_huge_are_refused() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let png = huge_png();
 
     let mut gif = encoded(&flag(4, 4), ImageFormat::Gif);
     gif[6..10].fill(0xff);

@@ -71,6 +71,18 @@ async fn a_message_stays_until_its_device_has_come_back() {
 }
 
 #[tokio::test]
+async fn a_message_stays_for_a_token_that_is_ahead() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    send(&alice, &bob.id, &bob.device_id, "1", json!({ "n": 1 })).await;
+    // The database was set back: the device was never given what waits now.
+    let sync = bob.sync("since=s999999_0_0").await;
+    assert_eq!(contents(&sync), [json!({ "n": 1 })]);
+    let later = next(&sync);
+    assert!(contents(&bob.sync(&later).await).is_empty());
+}
+
+#[tokio::test]
 async fn a_sync_that_waits_is_woken_by_a_message() {
     let server = TestServer::start().await;
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);
@@ -190,9 +202,14 @@ async fn what_cannot_be_sent_is_refused() {
 
 /// The messages for devices that a server was sent, in their order, each once.
 fn came(other: &FakeServer) -> Vec<Value> {
+    messages(&other.recorded())
+}
+
+/// The messages of some requests, each once.
+fn messages(requests: &[Recorded]) -> Vec<Value> {
     let mut ids = Vec::new();
     let mut contents = Vec::new();
-    for request in other.recorded() {
+    for request in requests {
         for edu in request.body["edus"].as_array().into_iter().flatten() {
             let id = &edu["content"]["message_id"];
             if edu["edu_type"] == "m.direct_to_device" && !ids.contains(id) {
@@ -251,12 +268,88 @@ async fn messages_reach_other_servers_also_after_an_outage_and_a_restart() {
 }
 
 #[tokio::test]
+async fn for_a_server_that_is_away_only_the_newest_messages_are_kept() {
+    let server = TestServer::federated().await;
+    let (other, third) = (FakeServer::start().await, FakeServer::start().await);
+    for other in [&other, &third] {
+        other.refuses(Method::PUT, SEND, 500, "M_UNKNOWN");
+    }
+    let alice = server.register("alice").await;
+    let zoe = format!("@zoe:{}", other.name);
+    let yan = format!("@yan:{}", third.name);
+    for n in 1..=7 {
+        send(&alice, &zoe, "PHONE", &n.to_string(), json!({ "n": n })).await;
+    }
+    send(&alice, &yan, "PHONE", "8", json!({ "n": 8 })).await;
+    homing::to_device::drop_oldest(&server.app, 3)
+        .await
+        .unwrap();
+    let server = server.restart().await;
+    for other in [&other, &third] {
+        other.answers(Method::PUT, SEND, json!({ "pdus": {} }));
+    }
+    let before = other.recorded().len();
+    server.app.clock.advance(Duration::from_mins(2));
+    let is_last = |n| move |request: &Recorded| request.body.to_string().contains(n);
+    other.wait_for(is_last("{\"n\":7}")).await;
+    let numbers: Vec<_> = messages(&other.recorded()[before..])
+        .iter()
+        .map(|message| message["messages"][&zoe]["PHONE"]["n"].clone())
+        .collect();
+    assert_eq!(json!(numbers), json!([5, 6, 7]));
+    third.wait_for(is_last("{\"n\":8}")).await;
+}
+
+#[tokio::test]
 async fn what_other_servers_do_not_understand_is_refused() {
     let server = TestServer::federated().await;
     let alice = server.register("alice").await;
     let body = json!({ "messages": { "@zoe:other.example": { "*": { "n": 1.5 } } } });
     let answer = alice.put("/sendToDevice/m.test/1", body).await;
     answer.fails(400, "M_BAD_JSON");
+}
+
+/// Contents that keep clients from reading anything that comes with them.
+fn unreadable() -> [String; 6] {
+    let nested = format!("{{\"a\":{}{}}}", "[".repeat(1000), "]".repeat(1000));
+    let rest = ["5", "null", "[]", r#"{"a":1e999}"#, r#"{"a":"\ud800"}"#];
+    let [five, null, list, huge, half] = rest.map(str::to_owned);
+    [nested, five, null, list, huge, half]
+}
+
+#[tokio::test]
+async fn what_clients_cannot_read_is_not_for_them() {
+    let (server, other) = (TestServer::federated().await, FakeServer::start().await);
+    let alice = server.register("alice").await;
+    let zoe = format!("@zoe:{}", other.name);
+    for (number, content) in unreadable().into_iter().enumerate() {
+        let messages = format!(r#"{{"{}":{{"*":{content}}}}}"#, alice.id);
+        let path = format!("/_matrix/client/v3/sendToDevice/m.test/{number}");
+        let request = server.http.put(format!("http://{}{path}", server.address));
+        let request = request
+            .bearer_auth(&alice.token)
+            .body(format!(r#"{{"messages":{messages}}}"#));
+        let answer = request.send().await.unwrap();
+        assert_eq!(answer.status(), 400, "{content}");
+
+        let edu = format!(
+            r#"{{"edu_type":"m.direct_to_device","content":{{
+                "message_id":"{number}","sender":"{zoe}","type":"m.test","messages":{messages}}}}}"#
+        );
+        let good = json!({ "edu_type": "m.direct_to_device", "content": {
+            "message_id": format!("good {number}"), "sender": zoe, "type": "m.test",
+            "messages": { &alice.id: { "*": { "n": number } } },
+        } });
+        let body = format!(
+            r#"{{"origin":"{}","origin_server_ts":1,"pdus":[],"edus":[{edu},{good}]}}"#,
+            other.name
+        );
+        let path = format!("{SEND}{number}");
+        let answer = other.put_text(&server, &path, body).await;
+        assert_eq!(answer.ok(), json!({ "pdus": {} }));
+    }
+    let expected: Vec<_> = (0..6).map(|n| json!({ "n": n })).collect();
+    assert_eq!(waiting(&alice, "").await, expected);
 }
 
 #[tokio::test]

@@ -2,13 +2,14 @@
 //! single people, and how little of it is kept.
 
 use homing::{
+    preferences::default_rules,
     room::power,
     storage::{UserNid, highlights},
 };
 use ruma::{
     RoomId, UInt, UserId,
     events::AnySyncTimelineEvent,
-    push::{Action, PushConditionRoomCtx, Ruleset},
+    push::{Action, PushConditionRoomCtx},
     serde::Raw,
 };
 use serde_json::{Value, json};
@@ -59,21 +60,23 @@ async fn joined<'s>(server: &'s TestServer, room: &str, name: &str) -> User<'s> 
 }
 
 /// What the predefined rules of `reader` say to an event.
-async fn notifies(reader: &User<'_>, room: &str, event: &Value) -> (bool, bool) {
+pub async fn notifies(reader: &User<'_>, room: &str, event: &Value) -> (bool, bool) {
     let app = &reader.server.app;
     let id: &RoomId = room.try_into().unwrap();
     let user: &UserId = reader.id.as_str().try_into().unwrap();
     let of_room = app.room(id).await.unwrap();
     let members = of_room.seen().joined_count;
+    let name = reader.get(&format!("/profile/{user}/displayname")).await;
+    let name = name.body["displayname"].as_str().unwrap_or(&reader.id);
     let mut context = PushConditionRoomCtx::new(
         id.to_owned(),
         UInt::try_from(members).unwrap(),
         user.to_owned(),
-        String::new(),
+        name.to_owned(),
     );
     context.power_levels = Some(power::now(app, &of_room).await.unwrap().into());
     let raw = Raw::<AnySyncTimelineEvent>::from_json_string(event.to_string()).unwrap();
-    let rules = Ruleset::server_default(user);
+    let rules = default_rules(user);
     let actions = rules.get_actions(&raw, &context).await;
     (
         actions.iter().any(Action::is_highlight),
@@ -82,7 +85,7 @@ async fn notifies(reader: &User<'_>, room: &str, event: &Value) -> (bool, bool) 
 }
 
 /// Messages of alice, by type and content.
-fn messages(alice: &str, bob: &str) -> Vec<(&'static str, Value)> {
+pub fn messages(alice: &str, bob: &str) -> Vec<(&'static str, Value)> {
     let text = |body: &str| json!({ "msgtype": "m.text", "body": body });
     let related = |rel_type: &str, extra: Value| {
         let mut content = text("related");
@@ -99,6 +102,20 @@ fn messages(alice: &str, bob: &str) -> Vec<(&'static str, Value)> {
     let edit = related("m.replace", json!({ "m.new_content": text("x") }));
     vec![
         ("m.room.message", text("hello bob")),
+        ("m.room.message", text("hello bobby")),
+        ("m.room.message", text("BOB!")),
+        ("m.room.message", text("what says Captain Builder?")),
+        ("m.room.message", text("what says the captain?")),
+        ("m.room.message", text("@room: hello")),
+        ("m.room.message", text("the room")),
+        (
+            "m.room.message",
+            with_mention(text("bob and @room"), json!({})),
+        ),
+        (
+            "m.room.message",
+            json!({ "msgtype": "m.notice", "body": "bob" }),
+        ),
         (
             "m.room.message",
             json!({ "msgtype": "m.notice", "body": "beep" }),
@@ -158,7 +175,7 @@ fn messages(alice: &str, bob: &str) -> Vec<(&'static str, Value)> {
 }
 
 /// State events of alice, by type and content.
-fn state_events() -> Vec<(&'static str, Value)> {
+pub fn state_events() -> Vec<(&'static str, Value)> {
     vec![
         ("m.room.topic", json!({ "topic": "bob" })),
         ("m.room.name", json!({ "name": "bob" })),
@@ -179,6 +196,10 @@ fn state_events() -> Vec<(&'static str, Value)> {
 async fn counts_are_those_of_the_predefined_rules() {
     let server = TestServer::start().await;
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let name = json!({ "displayname": "captain builder" });
+    bob.put(&format!("/profile/{}/displayname", bob.id), name)
+        .await
+        .ok();
     let (events, state) = (messages(&alice.id, &bob.id), state_events());
     for third in [false, true] {
         let room = alice

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Lets real clients hold a conversation against a server that is started for them.
 #
-#   tests/clients/run.sh [nio|rust-sdk|all] [homing|synapse] [POSTGRES_URL]
+#   tests/clients/run.sh [nio|rust-sdk|js-sdk|browser|all] [homing|synapse] [POSTGRES_URL]
+#   tests/clients/run.sh --browser-is-there     says whether what `browser` needs, which is not in `all`, is on this machine
 #
 # Homing is taken from ${CARGO_TARGET_DIR:-target}/debug. See README.md beside this.
 set -euo pipefail
@@ -87,8 +88,26 @@ prepare_rust_sdk() {
     conversation=("$target/debug/conversation")
 }
 
+# The scripts are run from where the packages are found, not from the clone.
+prepare_js_sdk() {
+    "$here/install.sh" js-sdk "$work/js-sdk"
+    conversation=("$work/js-sdk/node_modules/.bin/node" "$work/js-sdk/conversation.js")
+}
+
+prepare_browser() {
+    prepare_js_sdk
+    "$here/install.sh" browser "$work/browser"
+    export CINNY=${CINNY:-$cache/cinny} CHROMIUM=${CHROMIUM:-$(command -v chromium)}
+    conversation=("${conversation[0]}" "$work/browser/conversation.js")
+}
+
+browser_is_there() {
+    [ -e "${CINNY:-$cache/cinny}/index.html" ] && command -v "${CHROMIUM:-chromium}" >/dev/null
+}
+
 case $clients in
-all) hold nio; hold rust-sdk ;;
-nio | rust-sdk) hold "$clients" ;;
-*) echo "usage: run.sh [nio|rust-sdk|all] [homing|synapse] [POSTGRES_URL]" >&2; exit 2 ;;
+all) hold nio; hold rust-sdk; hold js-sdk ;;
+nio | rust-sdk | js-sdk | browser) hold "$clients" ;;
+--browser-is-there) browser_is_there ;;
+*) echo "usage: run.sh [nio|rust-sdk|js-sdk|browser|all] [homing|synapse] [POSTGRES_URL]" >&2; exit 2 ;;
 esac

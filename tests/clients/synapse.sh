@@ -53,6 +53,7 @@ if [ ! -e "$dir/homeserver.yaml" ]; then
 	enable_registration: true
 	enable_registration_without_verification: true
 	presence: {enabled: true}
+	experimental_features: {msc3814_enabled: true}
 	federation_domain_whitelist: []
 	trusted_key_servers: []
 	suppress_key_server_warning: true

@@ -40,6 +40,7 @@ application_services() {
 }
 
 # The suite expects rooms of version 11 where it asks for none, and its own servers have private addresses.
+# It also expects that devices are called what people call them on other servers too.
 cat >homing.toml <<TOML
 server_name = "$SERVER_NAME"
 data_dir = "/data/homing"
@@ -64,10 +65,15 @@ enabled = false
 [media]
 unauthenticated = true
 
+[url_previews]
+enabled = true
+allow_addresses = ["0.0.0.0/0", "::/0"]
+
 [rooms]
 default_version = "11"
 
 [federation]
+device_names = true
 allow_addresses = ["0.0.0.0/0", "::/0"]
 ca_file = "$ca/ca.crt"
 

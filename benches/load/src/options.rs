@@ -38,7 +38,8 @@ pub struct Options {
     /// Requests in flight in `register`, `login`, `create_room` and `state_send`.
     #[arg(long, default_value_t = 4)]
     pub workers: usize,
-    /// Direct rooms of `dm_send`: each has one message in flight.
+    /// Direct rooms of `dm_send`: each has one message in flight. As many claims are in flight in
+    /// `keys_claim`, and as many pairs are there in `to_device`.
     #[arg(long, default_value_t = 20)]
     pub dm_rooms: usize,
     /// In `dm_send`, the receivers sync meanwhile.
@@ -74,6 +75,12 @@ pub struct Options {
     /// Members of the room of `large_room_join`.
     #[arg(long, default_value_t = 200)]
     pub join_members: usize,
+    /// Devices whose keys `keys_claim` claims.
+    #[arg(long, default_value_t = 100)]
+    pub claim_devices: usize,
+    /// One-time keys of each of these devices.
+    #[arg(long, default_value_t = 450)]
+    pub claim_keys: usize,
     /// Joins of `large_room_join`.
     #[arg(long, default_value_t = 20)]
     pub joins: usize,
@@ -116,6 +123,10 @@ pub enum Scenario {
     StateSend,
     /// Typing, receipts and presence while the other person syncs.
     People,
+    /// One-time keys of many devices, one a request, 20 requests in flight.
+    KeysClaim,
+    /// Messages to devices that sleep in a sync, 20 pairs at once.
+    ToDevice,
     /// Joins of a room with many members.
     LargeRoomJoin,
 }

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use http::Uri;
+use http::{Uri, uri::Scheme};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::{
     client::legacy::connect::{Connected, Connection},
@@ -39,7 +39,17 @@ const MAX_ATTEMPTS: usize = 8;
 /// The scheme of addresses that stand for "whatever the service records of this host say".
 pub(super) const SERVICE_SCHEME: &str = "matrix";
 
-/// Connects to `https://host[:port]`, and to `matrix://host` by service records.
+/// Whether a connection may be without encryption.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Plain {
+    /// None may.
+    Never,
+    /// Those to `http` addresses are.
+    ForHttp,
+}
+
+/// Connects to `https://host[:port]`, to `matrix://host` by service records and, where that is wanted, to
+/// `http://host[:port]`.
 #[derive(Clone)]
 pub(super) struct Connector(Arc<Shared>);
 
@@ -48,11 +58,18 @@ struct Shared {
     names: Names,
     services: Services,
     tls: TlsConnector,
+    plain: Plain,
 }
 
 impl Connector {
-    pub(super) fn new(policy: AddressPolicy, names: Names, tls: Arc<ClientConfig>) -> Self {
+    pub(super) fn new(
+        policy: AddressPolicy,
+        names: Names,
+        tls: Arc<ClientConfig>,
+        plain: Plain,
+    ) -> Self {
         Self(Arc::new(Shared {
+            plain,
             policy,
             names,
             services: Services::default(),
@@ -62,17 +79,20 @@ impl Connector {
 }
 
 impl Shared {
-    async fn connect(&self, uri: &Uri) -> Result<Encrypted, Error> {
+    async fn connect(&self, uri: &Uri) -> Result<Stream, Error> {
         let host = uri.host().unwrap_or_default();
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         let name = ServerName::try_from(bare.to_owned())
             .map_err(|_| Error::Unreachable(format!("{bare} is no name of a server")))?;
+        let is_plain = self.plain == Plain::ForHttp && uri.scheme() == Some(&Scheme::HTTP);
         // Whatever else the scheme is, nothing goes out that is not encrypted.
         let places = if uri.scheme_str() == Some(SERVICE_SCHEME) {
             self.service(host).await
         } else {
-            vec![(host.to_owned(), uri.port_u16().unwrap_or(443))]
+            let usual = if is_plain { 80 } else { 443 };
+            vec![(host.to_owned(), uri.port_u16().unwrap_or(usual))]
         };
+        let name = (!is_plain).then_some(name);
         let mut attempts = 0;
         let mut failure = Error::Unreachable(format!("{bare} has no address"));
         for (host, port) in places {
@@ -93,7 +113,7 @@ impl Shared {
                 }
                 attempts += 1;
                 match self.attempt(address, name.clone()).await {
-                    Ok(stream) => return Ok(Encrypted(TokioIo::new(stream))),
+                    Ok(stream) => return Ok(stream),
                     Err(error) => failure = error,
                 }
                 if attempts == MAX_ATTEMPTS {
@@ -113,11 +133,12 @@ impl Shared {
         in_order(records, |most| rand::random_range(0..=most))
     }
 
+    /// Connects to an address; with encryption if there is a name to be proved.
     async fn attempt(
         &self,
         address: SocketAddr,
-        name: ServerName<'static>,
-    ) -> Result<TlsStream<TcpStream>, Error> {
+        name: Option<ServerName<'static>>,
+    ) -> Result<Stream, Error> {
         let failed =
             |error: io::Error| Error::Unreachable(format!("cannot connect to {address}: {error}"));
         let stream = tokio::time::timeout(ATTEMPT_TIME, TcpStream::connect(address))
@@ -125,17 +146,21 @@ impl Shared {
             .map_err(|_| Error::TimedOut)?
             .map_err(failed)?;
         stream.set_nodelay(true).map_err(failed)?;
-        tokio::time::timeout(ATTEMPT_TIME, self.tls.connect(name, stream))
+        let Some(name) = name else {
+            return Ok(Stream::Plain(TokioIo::new(stream)));
+        };
+        let stream = tokio::time::timeout(ATTEMPT_TIME, self.tls.connect(name, stream))
             .await
             .map_err(|_| Error::TimedOut)?
-            .map_err(failed)
+            .map_err(failed)?;
+        Ok(Stream::Encrypted(Box::new(TokioIo::new(stream))))
     }
 }
 
 impl Service<Uri> for Connector {
-    type Response = Encrypted;
+    type Response = Stream;
     type Error = Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Encrypted, Error>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<Stream, Error>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
         Poll::Ready(Ok(()))
@@ -148,38 +173,53 @@ impl Service<Uri> for Connector {
 }
 
 /// A connection as hyper wants it.
-pub(super) struct Encrypted(TokioIo<TlsStream<TcpStream>>);
+pub(super) enum Stream {
+    Plain(TokioIo<TcpStream>),
+    Encrypted(Box<TokioIo<TlsStream<TcpStream>>>),
+}
 
-impl Connection for Encrypted {
+impl Connection for Stream {
     fn connected(&self) -> Connected {
         Connected::new()
     }
 }
 
-impl Read for Encrypted {
+impl Read for Stream {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(context, buffer)
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
+            Self::Encrypted(stream) => Pin::new(stream).poll_read(context, buffer),
+        }
     }
 }
 
-impl Write for Encrypted {
+impl Write for Stream {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(context, buffer)
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write(context, buffer),
+            Self::Encrypted(stream) => Pin::new(stream).poll_write(context, buffer),
+        }
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(context)
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(context),
+            Self::Encrypted(stream) => Pin::new(stream).poll_flush(context),
+        }
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(context)
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(context),
+            Self::Encrypted(stream) => Pin::new(stream).poll_shutdown(context),
+        }
     }
 }

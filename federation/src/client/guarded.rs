@@ -1,6 +1,6 @@
 //! HTTP to addresses that others have named, within limits. It knows nothing of Matrix.
 
-use std::{error::Error as _, sync::Arc, time::Duration};
+use std::{error::Error as _, fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header, uri::Scheme};
@@ -12,7 +12,11 @@ use hyper_util::{
 use rustls::pki_types::CertificateDer;
 use tokio::{sync::Semaphore, time::Instant};
 
-use super::{Body, Error, Limits, Names, Unusable, connect::Connector, tls};
+use super::{
+    Body, Error, Limits, Names, Unusable,
+    connect::{Connector, Plain},
+    tls,
+};
 use crate::address_policy::AddressPolicy;
 
 /// How many requests are under way at one time. Who comes later waits. It is more than what others can bring this server to
@@ -32,8 +36,15 @@ pub struct Guarded {
     user_agent: HeaderValue,
 }
 
+impl fmt::Debug for Guarded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guarded").finish_non_exhaustive()
+    }
+}
+
 impl Guarded {
-    /// A client that keeps to `policy`, and trusts `authorities` besides those of the system.
+    /// A client that keeps to `policy`, and trusts `authorities` besides those of the system. Nothing that it sends goes
+    /// out unencrypted.
     ///
     /// # Errors
     /// If one of the authorities cannot be used.
@@ -43,7 +54,30 @@ impl Guarded {
         authorities: Vec<CertificateDer<'static>>,
         user_agent: HeaderValue,
     ) -> Result<Self, Unusable> {
-        let connector = Connector::new(policy, names, tls::config(authorities)?);
+        Self::with(policy, names, authorities, user_agent, Plain::Never)
+    }
+
+    /// The same for pages that anybody may read: `http` addresses are asked without encryption.
+    ///
+    /// # Errors
+    /// If one of the authorities cannot be used.
+    pub fn for_pages(
+        policy: AddressPolicy,
+        names: Names,
+        authorities: Vec<CertificateDer<'static>>,
+        user_agent: HeaderValue,
+    ) -> Result<Self, Unusable> {
+        Self::with(policy, names, authorities, user_agent, Plain::ForHttp)
+    }
+
+    fn with(
+        policy: AddressPolicy,
+        names: Names,
+        authorities: Vec<CertificateDer<'static>>,
+        user_agent: HeaderValue,
+        plain: Plain,
+    ) -> Result<Self, Unusable> {
+        let connector = Connector::new(policy, names, tls::config(authorities)?, plain);
         let client = legacy::Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_TIME)

@@ -76,6 +76,7 @@ async fn content_thumbnail(
         width: wanted.width,
         height: wanted.height,
         method: wanted.method,
+        animated: wanted.animated.unwrap_or(false),
         wait: wanted.timeout_ms,
         allow_remote: wanted.allow_remote,
     };

@@ -17,7 +17,7 @@ use crate::{
     error::Result,
     storage::{
         self, BackupNid,
-        key_backup::{self, Session},
+        key_backup::{self, Session, Walked},
     },
 };
 
@@ -77,11 +77,12 @@ impl Walk {
 
     async fn page(&mut self) -> Result<Bytes, storage::Error> {
         let (db, after) = (&self.app.db, (&*self.last.0, &*self.last.1));
-        let page = if self.is_whole {
-            key_backup::page(db, self.nid, after, PAGE).await?
+        let part = if self.is_whole {
+            Walked::All
         } else {
-            key_backup::page_of_room(db, self.nid, after, PAGE).await?
+            Walked::Room
         };
+        let page = key_backup::page(db, self.nid, part, after, PAGE).await?;
         let mut text = String::new();
         if self.is_first {
             text.push_str(if self.is_whole {

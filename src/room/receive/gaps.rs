@@ -21,7 +21,7 @@ use crate::{
     },
     rooms::Room,
     storage::{
-        self, Write, branches,
+        self, EventNid, Write, branches,
         events::{Stub, flags},
     },
 };
@@ -66,7 +66,12 @@ pub(super) async fn settle(
         if round == 0 {
             let tried = bridge(search, app, room, origin, pdu).await?;
             has_answered = tried.is_some();
-            if tried.is_some_and(|count| count > 0) {
+            let goes_on = match tried {
+                Some(0) => has_come(app, room, &missing).await?,
+                Some(_) => true,
+                None => false,
+            };
+            if goes_on {
                 continue;
             }
         }
@@ -79,6 +84,21 @@ pub(super) async fn settle(
         }
     }
     Ok(None)
+}
+
+/// Whether some of what an event follows has come meanwhile: others bring events too, and who was asked leaves out what
+/// is here.
+async fn has_come(app: &App, room: &Room, missing: &Missing) -> Result<bool> {
+    Ok(!placed(app, room, &missing.prev_events).await?.is_empty())
+}
+
+/// Those of some events that have their place in the room.
+async fn placed(app: &App, room: &Room, ids: &[OwnedEventId]) -> Result<Vec<EventNid>> {
+    let ids = ids.iter().map(ToString::to_string).collect();
+    let stubs = storage::events::stubs(&app.db, ids).await?;
+    let is_placed = |stub: &&Stub| stub.room == room.nid && stub.flags & flags::OUTLIER == 0;
+    let placed = stubs.values().filter(is_placed);
+    Ok(placed.map(|stub| stub.nid).collect())
 }
 
 /// How far one attempt to take an event has led.
@@ -211,14 +231,7 @@ pub(super) async fn state_before(
     pdu: &Pdu,
     missing: &Missing,
 ) -> Result<Option<Derived>> {
-    let ids = pdu.prev_events.iter().map(ToString::to_string).collect();
-    let stubs = storage::events::stubs(&app.db, ids).await?;
-    let is_placed = |stub: &&Stub| stub.room == room.nid && stub.flags & flags::OUTLIER == 0;
-    let nids: Vec<_> = stubs
-        .values()
-        .filter(is_placed)
-        .map(|stub| stub.nid)
-        .collect();
+    let nids = placed(app, room, &pdu.prev_events).await?;
     let mut states: Vec<Derived> = branches::after(&app.db, &nids)
         .await?
         .into_values()

@@ -30,9 +30,9 @@ const WAITING_OF_ONE_IN_ALL: i64 = 2000;
 /// How many events are read at once.
 const AT_ONCE: i64 = 20;
 /// How long until an event is tried again, at first; each time it is four times as long.
-const FIRST_WAIT: Duration = Duration::from_secs(30);
-/// How often an event is tried.
-const ATTEMPTS: i64 = 7;
+const FIRST_WAIT: Duration = Duration::from_secs(2);
+/// How often an event is tried, in half a day.
+const ATTEMPTS: i64 = 9;
 
 /// Keeps events until they can be judged, as far as there is room for them. Answers how many of them are kept, from the
 /// first on.

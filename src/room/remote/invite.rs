@@ -232,6 +232,8 @@ pub(super) fn told(events: &[RawStrippedState], _rules: &RoomVersionRules) -> Ve
         sender: ruma::OwnedUserId,
         state_key: String,
         content: serde_json::Map<String, serde_json::Value>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        origin_server_ts: Option<ruma::MilliSecondsSinceUnixEpoch>,
     }
     let mut left = MAX_TOLD_BYTES;
     events
@@ -244,7 +246,10 @@ pub(super) fn told(events: &[RawStrippedState], _rules: &RoomVersionRules) -> Ve
                 RawStrippedState::Pdu(text) => text.get(),
                 _ => return None,
             };
-            let stripped: Stripped = serde_json::from_str(text).ok()?;
+            let mut stripped: Stripped = serde_json::from_str(text).ok()?;
+            stripped.origin_server_ts = stripped
+                .origin_server_ts
+                .filter(|_| stripped.kind == "m.room.create");
             serde_json::value::to_raw_value(&stripped).ok()
         })
         .filter(|event| {

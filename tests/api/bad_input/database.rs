@@ -9,9 +9,9 @@ use std::{
 use homing::app::App;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, SqliteConnection};
 
-/// Tables that change by themselves: ids are reserved in blocks, and when somebody was seen or went is written now and
-/// then.
-const RESTLESS: &[&str] = &["id_block", "device_seen", "presence"];
+/// Tables that change by themselves: ids are reserved in blocks, and when somebody was seen or went, and how far push has
+/// come, is written now and then.
+const RESTLESS: &[&str] = &["id_block", "device_seen", "presence", "push_cursor"];
 
 /// All rows of each table, as one text.
 pub type Contents = BTreeMap<String, String>;

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import access  # noqa: F401
+import encrypted  # noqa: F401
 import people  # noqa: F401
 import rooms  # noqa: F401
 import trouble  # noqa: F401

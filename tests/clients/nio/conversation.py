@@ -351,7 +351,8 @@ async def log_out_and_in(alice, bob):
     again = Person(bob.name)
     wrong = await again.client.login("wrong password")
     assert getattr(wrong, "status_code", None) == "M_FORBIDDEN", wrong
-    ok(await again.client.login(PASSWORD, device_name="nio again"))
+    # Without a name for the device: nio reads no list of devices in which one lacks the field.
+    ok(await again.client.login(PASSWORD))
     assert again.user_id == bob.user_id and again.client.device_id != old_device, again.client.device_id
     again.room_id = alice.room_id
     await again.hear("While you were away", while_away)

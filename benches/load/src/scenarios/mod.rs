@@ -1,6 +1,7 @@
 //! What is measured.
 
 mod accounts;
+mod encryption;
 mod memory;
 mod people;
 mod rooms;
@@ -29,6 +30,8 @@ pub async fn run(bench: &Arc<Bench>, scenario: Scenario, name: &str) -> Result<(
         Scenario::CreateRoom => rooms::create(bench, name).await,
         Scenario::StateSend => rooms::state(bench, name).await,
         Scenario::LargeRoomJoin => rooms::large_join(bench, name).await,
+        Scenario::KeysClaim => encryption::claim(bench, name).await,
+        Scenario::ToDevice => encryption::to_device(bench, name).await,
         Scenario::People => people::run(bench, name).await,
     }
 }

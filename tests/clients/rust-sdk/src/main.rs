@@ -3,8 +3,10 @@
 //! Whatever one does is asserted where it matters: in what the other receives from `/sync`. See
 //! `tests/clients/README.md` for the environment that this expects.
 
+mod encryption;
 mod person;
 mod server;
+mod talk;
 
 use std::{
     collections::HashSet,
@@ -14,66 +16,81 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use matrix_sdk::{
     RoomMemberships, RoomState,
-    room::{MessagesOptions, edit::EditedContent},
     ruma::{
-        OwnedEventId, TransactionId,
-        api::{
-            client::{
-                presence::{get_presence, set_presence},
-                receipt::create_receipt::v3::ReceiptType as SendReceiptType,
-            },
-            error::ErrorKind,
-        },
+        TransactionId,
+        api::{client::room::create_room, error::ErrorKind},
         events::{
-            AnySyncEphemeralRoomEvent, AnySyncMessageLikeEvent, AnySyncStateEvent,
-            AnySyncTimelineEvent, SyncMessageLikeEvent,
-            reaction::ReactionEventContent,
-            receipt::{ReceiptThread, ReceiptType},
-            relation::Annotation,
-            room::{
-                member::MembershipState,
-                message::{
-                    Relation, RoomMessageEventContent, RoomMessageEventContentWithoutRelation,
-                },
-                redaction::SyncRoomRedactionEvent,
-            },
+            AnySyncStateEvent, AnySyncTimelineEvent,
+            room::{member::MembershipState, message::RoomMessageEventContent},
         },
-        presence::PresenceState,
     },
 };
-use person::{PASSWORD, Person};
+use person::Person;
 use server::Server;
+use talk::talk;
 use tokio::time::sleep;
 
+/// Holds the conversation in the open, and then encrypted. Alice begins it.
 #[tokio::main]
 async fn main() -> Result<()> {
     let mut server = Server::from_environment()?;
     server.start().await?;
-    let run = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis();
-    let mut alice = Person::new(&server.url, &format!("alice{run}")).await?;
-    let mut bob = Person::new(&server.url, &format!("bob{run}")).await?;
-
-    timed("register and meet", register_and_meet(&mut alice, &mut bob)).await?;
-    timed("both ways", both_ways(&alice, &bob)).await?;
-    timed("typing", typing(&alice, &bob)).await?;
-    timed("read receipts", read_receipts(&alice, &bob)).await?;
-    timed("presence", presence(&alice, &bob)).await?;
-    timed("edit", edit(&alice, &bob)).await?;
-    timed("reaction", reaction(&alice, &bob)).await?;
-    timed("redaction", redaction(&alice, &bob)).await?;
-    timed("back pagination", back_pagination(&alice, &bob)).await?;
-    timed("restart", restart(&alice, &bob, &mut server)).await?;
-    timed("log out and in", log_out_and_in(&alice, bob, &server.url)).await?;
+    // Two people of one server speak in the open, too; between servers that has checks of its own.
+    if !server.is_shared_with_another {
+        in_the_open(&mut server).await?;
+    }
+    encrypted(&mut server).await?;
     server.stop().await?;
     println!("matrix-sdk: the whole conversation was held");
     Ok(())
 }
 
-async fn timed(step: &str, work: impl Future<Output = Result<()>>) -> Result<()> {
+async fn in_the_open(server: &mut Server) -> Result<()> {
+    let (mut alice, mut bob) = people(server, false).await?;
+    timed("register and meet", register_and_meet(&mut alice, &mut bob)).await?;
+    talk(&alice, &bob).await?;
+    timed("restart", restart(&alice, &bob, server)).await?;
+    timed("log out and in", log_out_and_in(&alice, bob, server)).await
+}
+
+async fn encrypted(server: &mut Server) -> Result<()> {
+    let (mut alice, mut bob) = people(server, true).await?;
+    timed(
+        "register and meet in private",
+        register_and_meet(&mut alice, &mut bob),
+    )
+    .await?;
+    let (alice_key, bob_key) = timed("recovery", encryption::set_up_recovery(&alice, &bob)).await?;
+    talk(&alice, &bob).await?;
+    timed("emoji", encryption::verify_each_other(&alice, &bob)).await?;
+    timed("picture", encryption::picture(&alice, &bob)).await?;
+    timed("restart", restart(&alice, &bob, server)).await?;
+    timed(
+        "second device by emoji",
+        encryption::second_device(&alice, &bob, &server.url_of_alice),
+    )
+    .await?;
+    let urls = (&*server.url_of_alice, &*server.url_of_bob);
+    timed(
+        "all devices lost",
+        encryption::all_devices_lost(alice, bob, (&alice_key, &bob_key), urls),
+    )
+    .await
+}
+
+/// Two people with new names, on the servers of either.
+async fn people(server: &Server, is_private: bool) -> Result<(Person, Person)> {
+    let run = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis();
+    let alice = Person::new(&server.url_of_alice, &format!("alice{run}"), is_private).await?;
+    let bob = Person::new(&server.url_of_bob, &format!("bob{run}"), is_private).await?;
+    Ok((alice, bob))
+}
+
+async fn timed<T>(step: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
     let started = Instant::now();
-    work.await.with_context(|| step.to_owned())?;
+    let done = work.await.with_context(|| step.to_owned())?;
     println!("  {step}: {:.1} s", started.elapsed().as_secs_f64());
-    Ok(())
+    Ok(done)
 }
 
 async fn register_and_meet(alice: &mut Person, bob: &mut Person) -> Result<()> {
@@ -86,7 +103,23 @@ async fn register_and_meet(alice: &mut Person, bob: &mut Person) -> Result<()> {
         );
         person.sync(Duration::ZERO).await?;
     }
-    let room = alice.client.create_dm(bob.user_id()?).await?;
+    let room = if alice.is_private {
+        // Who has no keys for cross-signing yet needs no password for the first ones.
+        for person in [&*alice, &*bob] {
+            person
+                .client
+                .encryption()
+                .bootstrap_cross_signing(None)
+                .await?;
+        }
+        alice.client.create_dm(bob.user_id()?).await?
+    } else {
+        let mut request = create_room::v3::Request::new();
+        request.invite = vec![bob.user_id()?.to_owned()];
+        request.is_direct = true;
+        request.preset = Some(create_room::v3::RoomPreset::TrustedPrivateChat);
+        alice.client.create_room(request).await?
+    };
     let room_id = room.room_id().to_owned();
     alice.room_id = Some(room_id.clone());
     bob.room_id = Some(room_id.clone());
@@ -139,232 +172,6 @@ async fn register_and_meet(alice: &mut Person, bob: &mut Person) -> Result<()> {
     Ok(())
 }
 
-async fn both_ways(alice: &Person, bob: &Person) -> Result<()> {
-    let hello = alice.say("Hello Bob").await?;
-    let event = bob.hear("Hello Bob", &hello).await?;
-    ensure!(event.sender == alice.user_id()?);
-
-    // A sleeping sync is woken, it does not poll: Alice is asleep before Bob sends.
-    alice.sync(Duration::ZERO).await?;
-    let sending = async {
-        sleep(Duration::from_secs(1)).await;
-        let sent = Instant::now();
-        anyhow::Ok((bob.say("Hello Alice").await?, sent))
-    };
-    let (event, sent) = tokio::join!(alice.receive_message("Hello Alice"), sending);
-    let (event, (answer, sent)) = (event?, sent?);
-    ensure!(event.event_id == answer && event.sender == bob.user_id()?);
-    ensure!(
-        sent.elapsed() < Duration::from_secs(2),
-        "the sleeping sync was woken late"
-    );
-    Ok(())
-}
-
-async fn typing(alice: &Person, bob: &Person) -> Result<()> {
-    let bob_id = bob.user_id()?;
-    let users = |event| match event {
-        AnySyncEphemeralRoomEvent::Typing(typing) => Some(typing.content.user_ids),
-        _ => None,
-    };
-    bob.room()?.typing_notice(true).await?;
-    alice
-        .receive_ephemeral("that bob types", |event| {
-            users(event).filter(|users| *users == [bob_id])
-        })
-        .await?;
-    bob.room()?.typing_notice(false).await?;
-    alice
-        .receive_ephemeral("that bob stopped", |event| {
-            users(event).filter(Vec::is_empty)
-        })
-        .await?;
-    Ok(())
-}
-
-async fn read_receipts(alice: &Person, bob: &Person) -> Result<()> {
-    let unread = alice.say("Have you read this?").await?;
-    bob.receive_in_room("the unread count", |room| {
-        (room.unread_notifications.notification_count >= 1).then_some(())
-    })
-    .await?;
-    bob.room()?
-        .send_single_receipt(
-            SendReceiptType::Read,
-            ReceiptThread::Unthreaded,
-            unread.clone(),
-        )
-        .await?;
-    let bob_id = bob.user_id()?;
-    alice
-        .receive_ephemeral("bob's receipt", |event| match event {
-            AnySyncEphemeralRoomEvent::Receipt(receipt) => receipt
-                .content
-                .get(&unread)?
-                .get(&ReceiptType::Read)?
-                .get(bob_id)
-                .map(drop),
-            _ => None,
-        })
-        .await?;
-    bob.receive_in_room("that nothing is unread", |room| {
-        (room.unread_notifications.notification_count == 0).then_some(())
-    })
-    .await?;
-    Ok(())
-}
-
-async fn presence(alice: &Person, bob: &Person) -> Result<()> {
-    let bob_id = bob.user_id()?.to_owned();
-    let mut request = set_presence::v3::Request::new(bob_id.clone(), PresenceState::Unavailable);
-    request.status_msg = Some("At lunch".to_owned());
-    bob.client.send(request).await?;
-    alice
-        .receive("bob's presence", |response| {
-            let events = response
-                .presence
-                .iter()
-                .filter_map(|event| event.deserialize().ok());
-            events.filter(|event| event.sender == bob_id).find(|event| {
-                event.content.presence == PresenceState::Unavailable
-                    && event.content.status_msg.as_deref() == Some("At lunch")
-            })
-        })
-        .await?;
-    let asked = alice
-        .client
-        .send(get_presence::v3::Request::new(bob_id))
-        .await?;
-    ensure!(asked.presence == PresenceState::Unavailable, "{asked:?}");
-    ensure!(asked.status_msg.as_deref() == Some("At lunch"), "{asked:?}");
-    Ok(())
-}
-
-async fn edit(alice: &Person, bob: &Person) -> Result<()> {
-    let original = alice.say("I am hapy").await?;
-    bob.hear("I am hapy", &original).await?;
-    let new_content = RoomMessageEventContentWithoutRelation::text_plain("I am happy");
-    let room = alice.room()?;
-    let content = room
-        .make_edit_event(&original, EditedContent::RoomMessage(new_content))
-        .await?;
-    let edited = room.send(content).await?.response.event_id;
-    let event = bob.hear("* I am happy", &edited).await?;
-    let Some(Relation::Replacement(replacement)) = event.content.relates_to else {
-        anyhow::bail!("not a replacement: {:?}", event.content);
-    };
-    ensure!(
-        replacement.event_id == original && replacement.new_content.msgtype.body() == "I am happy"
-    );
-    // Who asks for the original is told of its replacement.
-    let event = bob
-        .room()?
-        .event(&original, None)
-        .await?
-        .raw()
-        .deserialize()?;
-    let AnySyncTimelineEvent::MessageLike(event) = event else {
-        anyhow::bail!("not a message: {event:?}");
-    };
-    ensure!(event.relations().has_replacement(), "{event:?}");
-    Ok(())
-}
-
-async fn reaction(alice: &Person, bob: &Person) -> Result<()> {
-    let target = alice.say("A joke").await?;
-    bob.hear("A joke", &target).await?;
-    let content = ReactionEventContent::new(Annotation::new(target.clone(), "👍".to_owned()));
-    let sent = bob.room()?.send(content).await?.response.event_id;
-    let event = alice
-        .receive_event("the reaction", |event| match event {
-            AnySyncTimelineEvent::MessageLike(AnySyncMessageLikeEvent::Reaction(
-                SyncMessageLikeEvent::Original(reaction),
-            )) => Some(reaction),
-            _ => None,
-        })
-        .await?;
-    ensure!(event.event_id == sent && event.sender == bob.user_id()?);
-    ensure!(event.content.relates_to.event_id == target && event.content.relates_to.key == "👍");
-    Ok(())
-}
-
-async fn redaction(alice: &Person, bob: &Person) -> Result<()> {
-    let mistake = alice.say("Never mind").await?;
-    bob.hear("Never mind", &mistake).await?;
-    let redacted = alice
-        .room()?
-        .redact(&mistake, Some("a mistake"), None)
-        .await?
-        .event_id;
-    let event = bob
-        .receive_event("the redaction", |event| match event {
-            AnySyncTimelineEvent::MessageLike(AnySyncMessageLikeEvent::RoomRedaction(
-                SyncRoomRedactionEvent::Original(redaction),
-            )) => Some(redaction),
-            _ => None,
-        })
-        .await?;
-    ensure!(event.event_id == redacted && event.content.reason.as_deref() == Some("a mistake"));
-    ensure!(event.content.redacts.as_ref().or(event.redacts.as_ref()) == Some(&mistake));
-    let pruned = bob
-        .room()?
-        .event(&mistake, None)
-        .await?
-        .raw()
-        .deserialize()?;
-    let AnySyncTimelineEvent::MessageLike(pruned) = pruned else {
-        anyhow::bail!("not a message: {pruned:?}");
-    };
-    ensure!(pruned.is_redacted(), "{pruned:?}");
-    Ok(())
-}
-
-async fn back_pagination(alice: &Person, bob: &Person) -> Result<()> {
-    let mut said = Vec::new();
-    for n in 0..40 {
-        said.push(alice.say(&format!("message {n}")).await?);
-    }
-    bob.receive_message("message 39").await?;
-
-    let recent = bob.timeline_from_scratch(5).await?;
-    ensure!(recent.limited && recent.events.len() == 5, "{recent:?}");
-    // Newest first, from the timeline's start back to the room's creation.
-    let mut walked = Vec::new();
-    for event in recent.events.iter().rev() {
-        walked.push(event.deserialize()?);
-    }
-    let mut token = recent.prev_batch;
-    while token.is_some() {
-        let mut options = MessagesOptions::backward().from(token.as_deref());
-        options.limit = 7_u32.into();
-        let page = bob.room()?.messages(options).await?;
-        ensure!(page.chunk.len() <= 7);
-        for event in page.chunk {
-            walked.push(event.raw().deserialize()?);
-        }
-        token = page.end;
-    }
-    let ids: Vec<OwnedEventId> = walked
-        .iter()
-        .map(|event| event.event_id().to_owned())
-        .collect();
-    ensure!(
-        ids.iter().collect::<HashSet<_>>().len() == ids.len(),
-        "an event came twice: {ids:?}"
-    );
-    let heard: Vec<_> = ids.iter().filter(|id| said.contains(id)).collect();
-    ensure!(heard.iter().copied().eq(said.iter().rev()), "{heard:?}");
-    let oldest = walked.last().context("no history")?;
-    ensure!(
-        matches!(
-            oldest,
-            AnySyncTimelineEvent::State(AnySyncStateEvent::RoomCreate(_))
-        ),
-        "{oldest:?}"
-    );
-    Ok(())
-}
-
 async fn restart(alice: &Person, bob: &Person, server: &mut Server) -> Result<()> {
     let transaction_id = TransactionId::new();
     let send = || async {
@@ -378,8 +185,9 @@ async fn restart(alice: &Person, bob: &Person, server: &mut Server) -> Result<()
     };
     let before = send().await?;
     bob.sync(Duration::ZERO).await?;
-    // Bob is asleep while the server stops: his request must end, by an answer or by an error.
-    let (_, stopped) = tokio::join!(bob.sync(Duration::from_secs(30)), async {
+    // Bob is asleep while his server stops: his request must end, by an answer or by an error.
+    let asleep = Duration::from_secs(if server.is_shared_with_another { 2 } else { 30 });
+    let (_, stopped) = tokio::join!(bob.sync(asleep), async {
         sleep(Duration::from_millis(500)).await;
         server.stop().await
     });
@@ -406,7 +214,7 @@ async fn restart(alice: &Person, bob: &Person, server: &mut Server) -> Result<()
     Ok(())
 }
 
-async fn log_out_and_in(alice: &Person, bob: Person, url: &str) -> Result<()> {
+async fn log_out_and_in(alice: &Person, bob: Person, server: &Server) -> Result<()> {
     let old_device = bob.client.device_id().context("no device")?.to_owned();
     bob.client.logout().await?;
     let refused = bob
@@ -424,7 +232,7 @@ async fn log_out_and_in(alice: &Person, bob: Person, url: &str) -> Result<()> {
     );
 
     let while_away = alice.say("While you were away").await?;
-    let mut again = Person::new(url, &bob.name).await?;
+    let mut again = Person::new(&server.url_of_bob, &bob.name, false).await?;
     let auth = again.client.matrix_auth();
     let wrong = auth
         .login_username(&bob.name, "wrong password")
@@ -435,10 +243,7 @@ async fn log_out_and_in(alice: &Person, bob: Person, url: &str) -> Result<()> {
         matches!(wrong.client_api_error_kind(), Some(ErrorKind::Forbidden)),
         "{wrong:?}"
     );
-    auth.login_username(&bob.name, PASSWORD)
-        .initial_device_display_name("again")
-        .send()
-        .await?;
+    again.log_in("again").await?;
     ensure!(
         again
             .client

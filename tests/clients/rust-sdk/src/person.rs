@@ -6,6 +6,8 @@ use anyhow::{Context, Result, bail, ensure};
 use matrix_sdk::{
     Client, Room,
     config::{RequestConfig, SyncSettings},
+    deserialized_responses::TimelineEvent,
+    encryption::{BackupDownloadStrategy, EncryptionSettings},
     ruma::{
         OwnedEventId, OwnedRoomId, UserId,
         api::client::{
@@ -38,20 +40,40 @@ pub struct Person {
     pub name: String,
     pub client: Client,
     pub room_id: Option<OwnedRoomId>,
+    /// Whether what is said in the room must come encrypted.
+    pub is_private: bool,
+    /// A new device that has not been given the keys of older messages yet.
+    pub lacks_keys: bool,
 }
 
 impl Person {
-    pub async fn new(url: &str, name: &str) -> Result<Self> {
+    pub async fn new(url: &str, name: &str, is_private: bool) -> Result<Self> {
         let client = Client::builder()
             .homeserver_url(url)
             .request_config(RequestConfig::new().disable_retry())
+            .with_encryption_settings(EncryptionSettings {
+                backup_download_strategy: BackupDownloadStrategy::OneShot,
+                ..EncryptionSettings::default()
+            })
             .build()
             .await?;
         Ok(Self {
             name: name.to_owned(),
             client,
             room_id: None,
+            is_private,
+            lacks_keys: false,
         })
+    }
+
+    pub async fn log_in(&self, device_name: &str) -> Result<()> {
+        self.client
+            .matrix_auth()
+            .login_username(&self.name, PASSWORD)
+            .initial_device_display_name(device_name)
+            .send()
+            .await?;
+        Ok(())
     }
 
     pub async fn register(&self) -> Result<()> {
@@ -173,7 +195,8 @@ impl Person {
         )
     }
 
-    /// One sync, in which every event must be one that ruma can read.
+    /// One sync, in which every event must be one that ruma can read and, if it is encrypted, that
+    /// this device has the key of.
     pub async fn sync(&self, sleep: Duration) -> Result<SyncResponse> {
         let response = self
             .client
@@ -181,6 +204,7 @@ impl Person {
             .await?;
         for room in response.rooms.joined.values() {
             readable(room)?;
+            self.intelligible(&room.timeline.events)?;
         }
         for event in &response.presence {
             event
@@ -188,6 +212,30 @@ impl Person {
                 .with_context(|| format!("{:?}", event.json()))?;
         }
         Ok(response)
+    }
+
+    /// An error if one of the events could not be decrypted, or was said in the open in a private room.
+    pub fn intelligible(&self, events: &[TimelineEvent]) -> Result<()> {
+        for event in events {
+            ensure!(
+                self.lacks_keys || !event.kind.is_utd(),
+                "{} cannot decrypt {:?}",
+                self.name,
+                event.kind
+            );
+            let was_said = event.kind.event_type().as_deref() == Some("m.room.message");
+            let is_redacted = event
+                .raw()
+                .get_field::<serde_json::Value>("content")?
+                .is_some_and(|content| content.as_object().is_some_and(|map| map.is_empty()));
+            ensure!(
+                !self.is_private || !was_said || is_redacted || event.encryption_info().is_some(),
+                "{} was told in the open: {:?}",
+                self.name,
+                event.kind
+            );
+        }
+        Ok(())
     }
 
     /// The room's timeline as a client without a token receives it.

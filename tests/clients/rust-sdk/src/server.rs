@@ -9,8 +9,13 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
+/// The server that the conversation starts and stops. Both people use it, unless one of them is on
+/// another one that is there already.
 pub struct Server {
-    pub url: String,
+    pub url_of_alice: String,
+    pub url_of_bob: String,
+    pub is_shared_with_another: bool,
+    url: String,
     command: Vec<String>,
     process: Option<Child>,
 }
@@ -18,8 +23,14 @@ pub struct Server {
 impl Server {
     pub fn from_environment() -> Result<Self> {
         let command = env::var("HOMESERVER_COMMAND").context("HOMESERVER_COMMAND is not set")?;
+        let url = env::var("HOMESERVER_URL").context("HOMESERVER_URL is not set")?;
+        let of = |person| env::var(person).unwrap_or_else(|_| url.clone());
+        let (url_of_alice, url_of_bob) = (of("ALICE_URL"), of("BOB_URL"));
         Ok(Self {
-            url: env::var("HOMESERVER_URL").context("HOMESERVER_URL is not set")?,
+            is_shared_with_another: url_of_alice != url_of_bob,
+            url_of_alice,
+            url_of_bob,
+            url,
             command: command.split_whitespace().map(str::to_owned).collect(),
             process: None,
         })
