@@ -5,7 +5,8 @@
 #   tests/complement/run.sh --there     says whether what it needs is on this machine
 #
 # A test of the list that does not pass fails the run; passing tests that are not in the list are named, and
-# written into it with --add. REGEX picks tests by the name of the outermost, as in `^TestLogin$`.
+# written into it with --add. REGEX picks tests by the name of the outermost, as in `^TestLogin$`. A test of `races.txt`
+# is run again if it fails, at most twice.
 #
 # Nothing of Complement is kept or built here. COMPLEMENT (~/.cache/homing/complement) is a folder with its source, the
 # test binaries `tests.test` and `csapi.test`, and, in `engine`, what starts the servers without Docker: README.md
@@ -43,22 +44,18 @@ trap 'rm -rf "$work"' EXIT
 cp "$homing" "$work/homing" # a build that runs meanwhile would take it away
 touch "$work/listed" "$work/passed"
 
-# run PACKAGE FOLDER: one package of the suite, its outcomes as lines "PACKAGE OUTCOME TEST".
+# run PACKAGE REGEX LOGS: the tests of a package that REGEX picks, their outcomes as lines "PACKAGE OUTCOME TEST".
 run() {
-    local package=$1 folder=$2 started=$SECONDS logs=$out/$1
-    rm -rf "$logs"
-    mkdir -p "$logs"
-    mkdir "$work/$package"
+    local package=$1 regex=$2 logs=$3 started=$SECONDS folder=tests
+    [ "$package" = tests ] || folder=tests/$package
+    rm -rf "$logs" "${work:?}/$package"
+    mkdir -p "$logs" "$work/$package"
     WORK=$work/$package SHIM_LOG=$logs/engine SHIM_ARGS="--keep-logs $logs/servers" \
         "$suite/engine/isolated.sh" "homing=$here/start.sh" -- \
         env COMPLEMENT_BASE_IMAGE=homing COMPLEMENT_ENABLE_DIRTY_RUNS=1 COMPLEMENT_SHARE_ENV_PREFIX=PASS_ \
         PASS_HOMING="$work/homing" ${LOG_FILTER:+PASS_LOG_FILTER="$LOG_FILTER"} \
         "$suite/engine/run-package.sh" "$suite/$package.test" "$suite/$folder" "$regex" >"$logs/output" 2>&1 || true
     sed -nE "s/^.*--- (PASS|FAIL|SKIP): (.*) \([0-9.]+s\)$/$package \1 \2/p" "$logs/output" | sort -u >"$logs/outcomes"
-    grep "^$package PASS" "$logs/outcomes" | cut -d ' ' -f 1,3- >>"$work/passed" || true
-    # A regular expression is of the outermost test's name alone.
-    awk -v package="$package" -v regex="$regex" \
-        '$1 == package { name = $2; sub("/.*", "", name); if (name ~ regex) print }' "$list" >>"$work/listed"
     echo "$package: $(count PASS) pass, $(count FAIL) fail, $(count SKIP) are skipped; $((SECONDS - started)) s"
     if ! grep -q '^\(PASS\|FAIL\)$' "$logs/output"; then
         tail -n 40 "$logs/output" "$logs/engine"
@@ -72,18 +69,37 @@ count() {
     awk -v outcome="$1" '$2 == outcome && $3 !~ "/"' "$logs/outcomes" | wc -l
 }
 
-for package in $packages; do
-    case $package in
-    tests) run tests tests ;;
-    csapi) run csapi tests/csapi ;;
-    esac
-done
+# What passed of a run, by its logs.
+passed() {
+    sed -n 's/ PASS / /p' "$1/outcomes"
+}
+
+# The lines of one file that are not in another.
+missing() {
+    comm -23 <(sort -u "$1") <(sort -u "$2")
+}
 
 export LC_ALL=C
-sort -u -o "$work/passed" "$work/passed"
-sort -u -o "$work/listed" "$work/listed"
-new=$(comm -23 "$work/passed" "$work/listed")
-lost=$(comm -13 "$work/passed" "$work/listed")
+for package in $packages; do
+    run "$package" "$regex" "$out/$package"
+    passed "$out/$package" >>"$work/passed"
+    # A regular expression is of the outermost test's name alone.
+    awk -v package="$package" -v regex="$regex" \
+        '$1 == package { name = $2; sub("/.*", "", name); if (name ~ regex) print }' "$list" >>"$work/listed"
+done
+
+for _ in 1 2; do
+    missing "$work/listed" "$work/passed" >"$work/lost"
+    { grep -Fx -f "$work/lost" "$here/races.txt" || true; } >"$work/again"
+    while read -r package test; do
+        echo "again: $package $test"
+        run "$package" "^${test%%/*}\$" "$out/again" </dev/null
+        passed "$out/again" | { grep -Fx "$package $test" || true; } >>"$work/passed"
+    done <"$work/again"
+done
+
+new=$(missing "$work/passed" "$work/listed")
+lost=$(missing "$work/listed" "$work/passed")
 if [ -n "$new" ] && [ -n "$add" ]; then
     sort -u -o "$list" "$list" - <<<"$new"
     echo "$(wc -l <<<"$new") more are in the list now"
