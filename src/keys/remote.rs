@@ -3,7 +3,7 @@
 
 use futures_util::{StreamExt as _, stream};
 use ruma::{
-    CanonicalJsonValue, OwnedUserId, ServerName, UserId,
+    CanonicalJsonValue, OwnedUserId, ServerName, UInt, UserId,
     api::federation::transactions::edu::{DeviceListUpdateContent, SigningKeyUpdateContent},
     encryption::CrossSigningKey,
     serde::Raw,
@@ -104,7 +104,7 @@ fn read(
     keys: Option<&RawValue>,
     display_name: Option<String>,
 ) -> Option<RemoteDevice> {
-    if !(1..=DEVICE_ID).contains(&device_id.len()) || device_id.contains('\0') {
+    if !is_device_id(&device_id) {
         return None;
     }
     let keys = keys.map(|keys| check::device_keys(keys, user, &device_id));
@@ -114,6 +114,11 @@ fn read(
         display_name: display_name
             .filter(|name| name.len() <= DISPLAY_NAME && !name.contains('\0')),
     })
+}
+
+/// Whether a device can be called so.
+fn is_device_id(id: &str) -> bool {
+    (1..=DEVICE_ID).contains(&id.len()) && !id.contains('\0')
 }
 
 /// Adds the keys of a user to a change, if they are such.
@@ -188,7 +193,7 @@ impl Changed {
     }
 }
 
-/// `m.device_list_update`. If something before it has not come, the list is asked for when somebody needs it.
+/// `m.device_list_update`. If it does not follow what is known, the list is asked for when somebody needs it.
 ///
 /// # Errors
 /// If the database fails: then it must be sent again.
@@ -202,48 +207,56 @@ pub async fn updated(
         return Ok(());
     };
     let (user, mut change) = (changed.user, Change::new());
-    if changed.is_known {
+    let known = remote_devices::stream_id(&app.db, user).await?;
+    if !is_device_id(content.device_id.as_str()) {
+        change.write(remote_devices::set_stale(user));
+    } else if changed.is_known {
         let stream_id = i64::try_from(u64::from(content.stream_id)).unwrap_or(i64::MAX);
-        let known = remote_devices::stream_id(&app.db, user).await?;
-        if known.is_some_and(|known| known >= stream_id) {
-            // The list came with it; but not everybody may have heard that there was something new.
-            return changed.tell(app, change).await;
-        }
-        let before = |id: &ruma::UInt| i64::try_from(u64::from(*id)).ok() == known;
-        let is_next = !content.prev_id.is_empty() && content.prev_id.iter().all(before);
-        let device = device(app, user, &content).await?;
-        match device {
-            Some(write) if is_next => {
-                change.write(write);
+        let chain = &content.prev_id;
+        let before = |id: &UInt| i64::try_from(u64::from(*id)).ok() == known;
+        let is_later = known.is_none_or(|known| known < stream_id);
+        let is_next = is_later && !chain.is_empty() && chain.iter().all(before);
+        let device_id = content.device_id.as_str();
+        let stored = remote_devices::get(&app.db, user, device_id).await?;
+        match said(app, user, &content, stored.is_some()).await? {
+            Some(device) if is_next => {
+                change.write(match &device {
+                    Some(device) => remote_devices::set(user, device),
+                    None => remote_devices::delete(user, device_id),
+                });
                 change.write(remote_devices::advance(user, stream_id));
             }
+            // It came with the list; but not everybody may have heard that there was something new.
+            Some(device) if !is_later && !chain.is_empty() && device == stored => {}
+            // Some servers only say that something is new, always with the same number and with nothing before it.
             _ => drop(change.write(remote_devices::set_stale(user))),
         }
-    } else if content.keys.is_none() && remote_devices::stream_id(&app.db, user).await?.is_none() {
-        // Nobody has asked for the list, and there is one device that has nothing to encrypt with: that is no news.
+    } else if content.deleted == Some(true) && known.is_none() {
+        // Nobody has asked for the list, and there is nothing more to encrypt for: that is no news.
         return Ok(());
     }
     changed.tell(app, change).await
 }
 
-/// What an update says of its device; `None` if that is not as it must be.
-async fn device(
+/// The device of an update as it now is, or that it is gone; `None` if what the update says is not as it must be, or the
+/// device, which `is_known` or not, is one too many.
+async fn said(
     app: &App,
     user: UserNid,
     content: &DeviceListUpdateContent,
-) -> Result<Option<crate::storage::Write>> {
-    let device_id = content.device_id.to_string();
-    if content.deleted == Some(true) && !device_id.contains('\0') {
-        return Ok(Some(remote_devices::delete(user, &device_id)));
+    is_known: bool,
+) -> Result<Option<Option<RemoteDevice>>> {
+    if content.deleted == Some(true) {
+        return Ok(Some(None));
     }
     let count = remote_devices::count(&app.db, user).await?;
-    if usize::try_from(count).map_or(true, |count| count >= DEVICES) {
+    if !is_known && usize::try_from(count).map_or(true, |count| count >= DEVICES) {
         return Ok(None);
     }
+    let device_id = content.device_id.to_string();
     let keys = content.keys.as_ref().map(Raw::json);
     let name = content.device_display_name.clone();
-    let device = read(&content.user_id, device_id, keys, name);
-    Ok(device.map(|device| remote_devices::set(user, &device)))
+    Ok(read(&content.user_id, device_id, keys, name).map(Some))
 }
 
 /// `m.signing_key_update`.
@@ -260,7 +273,9 @@ pub async fn signing_keys_updated(
         return Ok(());
     };
     let (user, mut change) = (changed.user, Change::new());
-    if changed.is_known {
+    if content.master_key.is_none() && content.self_signing_key.is_none() {
+        change.write(remote_devices::set_stale(user));
+    } else if changed.is_known {
         if let Some(master) = &content.master_key
             && is_other_master(app, (id, user), master).await?
         {

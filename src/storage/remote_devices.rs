@@ -4,7 +4,7 @@ use super::{Db, Insert, Pos, Result, UserNid, Write};
 use crate::{args, sql};
 
 /// A device of a user of another server.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RemoteDevice {
     /// Its id.
     pub device_id: String,
@@ -43,6 +43,22 @@ pub async fn stream_id(db: &Db, user: UserNid) -> Result<Option<i64>> {
     let query = sql!("SELECT stream_id FROM remote_device_list WHERE user_nid = $1");
     let row = db.maybe(query, args![user]).await?;
     row.map(|row| row.get(0)).transpose()
+}
+
+/// What is known of a device.
+pub async fn get(db: &Db, user: UserNid, device_id: &str) -> Result<Option<RemoteDevice>> {
+    let query = sql!(
+        "SELECT display_name, keys_json FROM remote_device WHERE user_nid = $1 AND device_id = $2"
+    );
+    let row = db.maybe(query, args![user, device_id]).await?;
+    row.map(|row| {
+        Ok(RemoteDevice {
+            device_id: device_id.to_owned(),
+            display_name: row.get(0)?,
+            keys: row.get(1)?,
+        })
+    })
+    .transpose()
 }
 
 /// How many devices of a user are known.

@@ -250,10 +250,8 @@ async fn a_list_is_asked_for_once_and_kept_up_to_date() {
         .await;
     assert_eq!(sync["device_lists"]["changed"], json!([shared.zoe]));
     assert_eq!(shared.keys().await, json!({ "B": "b", "C": "c" }));
-    // What was said before is not said again.
-    shared
-        .says(UPDATE, shared.update("C", "old", 6, &[5]))
-        .await;
+    // What came with the list, or was said before, changes nothing.
+    shared.says(UPDATE, shared.update("C", "c", 6, &[5])).await;
     assert_eq!(shared.keys().await, json!({ "B": "b", "C": "c" }));
     assert_eq!(shared.asked(), 1);
 
@@ -273,6 +271,62 @@ async fn a_list_is_asked_for_once_and_kept_up_to_date() {
         .says(UPDATE, shared.update("F", "f", 31, &[30]))
         .await;
     assert_eq!(shared.keys().await, json!({ "D": "d", "F": "f" }));
+}
+
+/// Several servers count anew from time to time, or do not count at all and only say that something is new.
+#[tokio::test]
+async fn an_update_that_follows_nothing_has_the_list_asked_for_again() {
+    let server = TestServer::federated().await;
+    let mut shared = Shared::new(&server).await;
+    shared.list(50, &[("A", "a")]);
+    assert_eq!(shared.keys().await, json!({ "A": "a" }));
+    let news = json!({
+        "user_id": shared.zoe, "device_id": "placeholder", "stream_id": 1, "prev_id": [],
+    });
+    let mut gone = shared.update("B", "b", 4, &[3]);
+    gone["deleted"] = json!(true);
+    let nameless = shared.update(&"long".repeat(100), "b", 51, &[50]);
+    let updates = [
+        (news, "b"),
+        (shared.update("A", "older", 7, &[6]), "c"),
+        (shared.update("A", "c", 8, &[]), "d"),
+        (nameless, "e"),
+        (gone, "e"),
+    ];
+    for (asked, (update, key)) in (2..).zip(updates) {
+        let since = shared.alice.sync("").await["next_batch"].clone();
+        // The last one is of a device that nobody has heard of.
+        let asked = asked - usize::from(update["deleted"] == true);
+        shared.list(50, &[("A", key)]);
+        shared.says(UPDATE, update).await;
+        let sync = format!("since={}", since.as_str().unwrap());
+        let sync = shared.alice.sync(&sync).await;
+        assert_eq!(sync["device_lists"]["changed"], json!([shared.zoe]));
+        for _ in 0..2 {
+            assert_eq!(shared.keys().await, json!({ "A": key }));
+        }
+        assert_eq!(shared.asked(), asked);
+    }
+    // Keys that are not said are asked for.
+    let keys = json!({ "user_id": shared.zoe });
+    shared.says("m.signing_key_update", keys).await;
+    shared.list(51, &[("A", "f")]);
+    assert_eq!(shared.keys().await, json!({ "A": "f" }));
+}
+
+/// Whose keys were asked for without their list may be known to clients; that they have news is told.
+#[tokio::test]
+async fn news_of_somebody_whose_list_is_not_known_is_told() {
+    let server = TestServer::federated().await;
+    let mut shared = Shared::new(&server).await;
+    let since = shared.alice.sync("").await["next_batch"].clone();
+    let news = json!({
+        "user_id": shared.zoe, "device_id": "placeholder", "stream_id": 1, "prev_id": [],
+    });
+    shared.says(UPDATE, news).await;
+    let sync = format!("since={}", since.as_str().unwrap());
+    let sync = shared.alice.sync(&sync).await;
+    assert_eq!(sync["device_lists"]["changed"], json!([shared.zoe]));
 }
 
 #[tokio::test]
