@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use futures_util::{StreamExt as _, stream};
+use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use ruma::{
     OwnedServerName, ServerName,
     api::{
@@ -11,7 +11,7 @@ use ruma::{
 };
 use serde_json::{Value, json};
 use tokio::{
-    sync::OwnedSemaphorePermit,
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout_at},
 };
 
@@ -20,10 +20,12 @@ use crate::{
     error::{Error, Result},
     remote,
     storage::UserNid,
+    turns::FewTurns,
 };
 
-/// How many servers are asked at once.
-const AT_ONCE: usize = 32;
+/// How much is asked at once, and of one server.
+const AT_ONCE: usize = 128;
+const OF_ONE: usize = 8;
 /// The largest answer, in bytes.
 const ANSWER: u64 = 4 << 20;
 /// How long servers have at most.
@@ -66,20 +68,29 @@ pub(super) async fn ask<R>(
     until: Instant,
 ) -> Asked<R::IncomingResponse>
 where
-    R: OutgoingRequest<Authentication = ServerSignatures, PathBuilder = SinglePath>,
+    R: OutgoingRequest<Authentication = ServerSignatures, PathBuilder = SinglePath> + Send,
+    R::IncomingResponse: Send,
 {
-    let asked = requests.into_iter().map(|(server, request)| async move {
-        let answer = if Instant::now() < until {
-            let answer = timeout_at(until, ask_one(app, &server, request));
-            answer.await.ok()
-        } else {
-            None
-        };
-        (server, answer)
+    let asked = requests.into_iter().map(|(server, request)| {
+        let to = server.clone();
+        let answer = async move { ask_one(app, &to, request).await };
+        (server, answer.boxed())
     });
-    let mut asked = stream::iter(asked).buffer_unordered(AT_ONCE);
+    all(asked.collect(), until).await
+}
+
+/// Lets servers be asked, each of which may be there several times.
+pub(super) async fn all<A>(
+    asked: Vec<(OwnedServerName, BoxFuture<'_, Result<A>>)>,
+    until: Instant,
+) -> Asked<A> {
+    let turns = (Semaphore::new(AT_ONCE), FewTurns::new(OF_ONE));
+    let mut answers_to_come = FuturesUnordered::new();
+    for (server, answer) in asked {
+        answers_to_come.push(in_turn(&turns, server, answer, until));
+    }
     let (mut answers, mut failures) = (Vec::new(), BTreeMap::new());
-    while let Some((server, answer)) = asked.next().await {
+    while let Some((server, answer)) = answers_to_come.next().await {
         let failure = match answer {
             Some(Ok(answer)) => {
                 answers.push((server, answer));
@@ -92,4 +103,27 @@ where
         failures.insert(server.to_string(), failure);
     }
     (answers, failures)
+}
+
+/// Waits for an answer; one that comes too late is none. A server that says nothing keeps only those waiting who want
+/// something of it.
+async fn in_turn<A>(
+    (turns, turns_of): &(Semaphore, FewTurns<OwnedServerName>),
+    server: OwnedServerName,
+    answer: BoxFuture<'_, Result<A>>,
+    until: Instant,
+) -> (OwnedServerName, Option<Result<A>>) {
+    let of_server = turns_of.of(&server);
+    let answer = async {
+        let _turn_of_server = of_server.acquire().await.map_err(Error::internal)?;
+        let _turn = turns.acquire().await.map_err(Error::internal)?;
+        answer.await
+    };
+    // With no time left, nobody is asked.
+    let answer = if Instant::now() < until {
+        timeout_at(until, answer).await.ok()
+    } else {
+        None
+    };
+    (server, answer)
 }

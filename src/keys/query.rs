@@ -5,6 +5,16 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt as _;
+use ruma::{
+    CanonicalJsonObject, CanonicalJsonValue, OwnedDeviceId, OwnedServerName, OwnedUserId, UserId,
+    api::federation::keys::get_keys,
+    encryption::{CrossSigningKey, DeviceKeys, UnsignedDeviceInfo},
+    serde::Raw,
+};
+use serde::Serialize;
+use serde_json::{Value, value::RawValue};
+
 use super::{check, expect_few, others, remote};
 use crate::{
     app::App,
@@ -15,17 +25,11 @@ use crate::{
         keys, remote_devices,
     },
 };
-use ruma::{
-    CanonicalJsonObject, CanonicalJsonValue, OwnedDeviceId, OwnedServerName, OwnedUserId, UserId,
-    api::federation::keys::get_keys,
-    encryption::{CrossSigningKey, DeviceKeys, UnsignedDeviceInfo},
-    serde::Raw,
-};
-use serde::Serialize;
-use serde_json::{Value, value::RawValue};
 
 /// Of how many users the keys are read at once.
 const USERS: usize = 500;
+/// How many lists of devices are asked for, for one request.
+const LISTS: usize = 64;
 
 /// Of which devices the keys are wanted; of all that a user has where none is named.
 pub type Queried = BTreeMap<OwnedUserId, Vec<OwnedDeviceId>>;
@@ -81,32 +85,86 @@ pub async fn query(
     let (here, elsewhere) = queried.into_iter().partition(|(id, _)| app.is_local(id));
     let mut keys = query_here(app, &here, Eyes::User(viewer)).await?;
     let until = others::deadline(timeout);
-    let mut unknown = add_known(app, &mut keys, elsewhere, viewer).await?;
+    let unknown = add_known(app, &mut keys, elsewhere, viewer).await?;
     if unknown.is_empty() {
         return Ok(keys);
     }
     let _turn = others::turn(app, viewer, until).await;
-    let ids = unknown.keys().map(|id| &**id);
-    let users = app.names.find_users(&app.db, ids).await?;
-    remote::fetch(app, users.into_iter().collect(), until).await?;
-    unknown = add_known(app, &mut keys, unknown, viewer).await?;
-    let mut requests: BTreeMap<OwnedServerName, Queried> = BTreeMap::new();
-    for (user, devices) in unknown {
-        let server = user.server_name().to_owned();
-        requests.entry(server).or_default().insert(user, devices);
-    }
-    let asked = requests.clone();
-    let requests = requests
-        .into_iter()
-        .map(|(server, queried)| (server, get_keys::v1::Request::new(queried)));
-    let (answers, failures) = others::ask(app, requests.collect(), until).await;
+    let questions = questions(app, &unknown).await?;
+    let asked = questions.into_iter().map(|question| {
+        let server = question.server.clone();
+        let answer = async move {
+            let answer = question.ask(app).await?;
+            Ok((question.queried, answer))
+        };
+        (server, answer.boxed())
+    });
+    let (answers, failures) = others::all(asked.collect(), until).await;
     keys.failures = failures;
-    for (server, answer) in answers {
-        if let Some(asked) = asked.get(&server) {
-            add_answer(app, &mut keys, asked, answer, viewer).await?;
+    add_known(app, &mut keys, unknown, viewer).await?;
+    for (_, (asked, answer)) in answers {
+        if let Some(answer) = answer {
+            add_answer(app, &mut keys, &asked, answer, viewer).await?;
         }
     }
     Ok(keys)
+}
+
+/// What another server is asked.
+struct Question {
+    server: OwnedServerName,
+    queried: Queried,
+    /// The one user whose list is asked for, to be kept.
+    list: Option<UserNid>,
+}
+
+impl Question {
+    /// Asks for the list, if it is a question for one; for the keys, if it is none or there is no good answer.
+    async fn ask(&self, app: &App) -> Result<Option<get_keys::v1::Response>> {
+        if let (Some(user), Some((id, _))) = (self.list, self.queried.first_key_value()) {
+            match remote::fetch(app, id, user).await {
+                Ok(()) => return Ok(None),
+                Err(error) => tracing::debug!(user = %id, %error, "a list of devices is not known"),
+            }
+        }
+        let request = get_keys::v1::Request::new(self.queried.clone());
+        let answer = others::ask_one(app, &self.server, request).await?;
+        Ok(Some(answer))
+    }
+}
+
+/// What to ask, to learn the keys of users of other servers: of so many with whom somebody here shares a room each list, of
+/// the rest their keys.
+async fn questions(app: &App, unknown: &Queried) -> Result<Vec<Question>> {
+    let ids = unknown.keys().map(|id| &**id);
+    let users = app.names.find_users(&app.db, ids).await?;
+    let nids: Vec<UserNid> = users.values().copied().collect();
+    let near: HashSet<UserNid> = remote_devices::near(&app.db, &nids)
+        .await?
+        .into_iter()
+        .take(LISTS)
+        .collect();
+    let mut questions = Vec::new();
+    let mut rest: BTreeMap<OwnedServerName, Queried> = BTreeMap::new();
+    for (id, devices) in unknown {
+        let (id, devices) = (id.clone(), devices.clone());
+        let server = id.server_name().to_owned();
+        match users.get(&id).filter(|user| near.contains(user)) {
+            Some(user) => questions.push(Question {
+                server,
+                queried: Queried::from([(id, devices)]),
+                list: Some(*user),
+            }),
+            None => drop(rest.entry(server).or_default().insert(id, devices)),
+        }
+    }
+    let rest = rest.into_iter().map(|(server, queried)| Question {
+        server,
+        queried,
+        list: None,
+    });
+    questions.extend(rest);
+    Ok(questions)
 }
 
 /// The keys of local users.

@@ -1,18 +1,14 @@
 //! The devices of users of other servers: their lists are asked for once and then kept up to date by what the servers say
 //! ("Device Management", Server-Server API).
 
-use futures_util::{StreamExt as _, stream};
 use ruma::{
-    CanonicalJsonValue, OwnedUserId, ServerName, UInt, UserId,
+    CanonicalJsonValue, ServerName, UInt, UserId,
     api::federation::transactions::edu::{DeviceListUpdateContent, SigningKeyUpdateContent},
     encryption::CrossSigningKey,
     serde::Raw,
 };
 use serde_json::value::RawValue;
-use tokio::{
-    sync::OwnedMutexGuard,
-    time::{Instant, timeout_at},
-};
+use tokio::sync::OwnedMutexGuard;
 
 use super::{
     check::{self, SigningKey},
@@ -31,42 +27,17 @@ use crate::{
     },
 };
 
-/// How many lists are asked for at once, and for one request of a client.
-const AT_ONCE: usize = 16;
-const MOST: usize = 64;
 /// How many devices of a user are known at most.
 const DEVICES: usize = 1000;
 /// The longest id of a device, and the longest name, in bytes.
 const DEVICE_ID: usize = 255;
 const DISPLAY_NAME: usize = 255;
 
-/// Asks for the lists of those of some users with whom somebody here shares a room; what comes is kept.
-pub(super) async fn fetch(
-    app: &App,
-    users: Vec<(OwnedUserId, UserNid)>,
-    until: Instant,
-) -> Result<()> {
-    let nids: Vec<UserNid> = users.iter().map(|(_, nid)| *nid).collect();
-    let near = remote_devices::near(&app.db, &nids).await?;
-    let has_time = Instant::now() < until;
-    let near = users
-        .into_iter()
-        .filter(|(_, nid)| has_time && near.contains(nid));
-    stream::iter(near.take(MOST))
-        .for_each_concurrent(AT_ONCE, async |(id, nid)| {
-            match timeout_at(until, fetch_one(app, &id, nid)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => {
-                    tracing::debug!(user = %id, %error, "a list of devices is not known");
-                }
-                Err(_) => tracing::debug!(user = %id, "a list of devices has not come in time"),
-            }
-        })
-        .await;
-    Ok(())
-}
-
-async fn fetch_one(app: &App, id: &UserId, user: UserNid) -> Result<()> {
+/// Asks for the list of the devices of a user with whom somebody here shares a room, and keeps it.
+///
+/// # Errors
+/// If their server has no good answer, or the database fails.
+pub(super) async fn fetch(app: &App, id: &UserId, user: UserNid) -> Result<()> {
     let turn = app.remote_lists.turn(&user);
     let _turn = turn.lock().await;
     // Somebody else may have asked meanwhile.

@@ -167,6 +167,25 @@ async fn people_here_learn_of_others_and_which_servers_could_not_be_asked() {
 }
 
 #[tokio::test]
+async fn a_server_that_says_nothing_takes_no_time_from_others() {
+    let server = TestServer::federated().await;
+    let (other, silent) = (FakeServer::start().await, FakeServer::start().await);
+    let alice = server.register("alice").await;
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    let near = FakeRoom::join(&silent, &server, &room).await;
+    silent.never_answers(Method::GET, "/_matrix/federation/v1/user/devices/");
+    let zoe = format!("@zoe:{}", other.name);
+    let master = Identity::new().public_master(&zoe);
+    let answer = json!({ "device_keys": {}, "master_keys": { &zoe: master } });
+    other.answers(Method::POST, QUERY, answer);
+    let body = json!({ "device_keys": { near.user.as_str(): [], &zoe: [] }, "timeout": 2000 });
+    let found = alice.post("/keys/query", body).await.ok();
+    assert_eq!(found["master_keys"], json!({ &zoe: master }));
+    let failures = found["failures"].as_object().unwrap();
+    assert_eq!(failures.keys().collect::<Vec<_>>(), [silent.name.as_str()]);
+}
+
+#[tokio::test]
 async fn people_of_two_servers_find_claim_and_sign_each_others_keys() {
     let (one, two) = tokio::join!(TestServer::federated(), TestServer::federated());
     let (alice, zoe) = (one.register("alice").await, two.register("zoe").await);
