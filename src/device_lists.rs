@@ -1,13 +1,23 @@
 //! Whose devices and keys have changed, and who hears of it ("Tracking the device list for a user").
 
+use ruma::OwnedServerName;
+
 use crate::{
     app::App,
     bus::Effect,
     error::Result,
     log::Change,
+    outbound,
     rooms::Room,
-    storage::{UserNid, device_lists, devices},
+    storage::{
+        UserNid,
+        device_lists::{self, Untold},
+        keys, to_device,
+    },
 };
+
+/// How many servers are told of devices that they have not heard of in one change.
+const STRANGERS: usize = 200;
 
 /// Adds to a change that something of these devices of a user has changed: their keys, their name, or that they are there.
 /// An empty id stands for the keys of the user, and for users of other servers. Those who share a room with the user hear of
@@ -43,28 +53,46 @@ pub async fn changed(
     Ok(())
 }
 
-/// Tells other servers of the devices of a user who has joined a room with servers that have heard of none of these so far.
+/// Tells the servers of the devices of a user who has joined a room with them, and was in none with them before.
 ///
 /// # Errors
 /// If the database fails.
 pub async fn introduce(app: &App, room: &Room, user: UserNid) -> Result<()> {
-    let is_alone = room.seen().servers.is_empty();
-    if is_alone || !device_lists::has_strangers(&app.db, room.nid, user).await? {
+    if room.seen().servers.is_empty() {
         return Ok(());
     }
-    let mut change = Change::new();
-    for device in devices::of_user(&app.db, user).await? {
-        let at = change.position();
-        change.write(device_lists::change(at, user, &device.device_id));
-        change.effect(Effect::Devices {
-            user,
-            is_local: true,
-            // For people here nothing has changed.
-            watchers: Vec::new(),
-            at,
-        });
+    let strangers = device_lists::strangers(&app.db, room.nid, user).await?;
+    if strangers.is_empty() {
+        return Ok(());
     }
-    app.log.append(change).await?;
+    // What follows refers to the last change; before this one they know of none.
+    let pos = keys::changed(&app.db, user).await?;
+    let devices = keys::of_users(&app.db, &[user]).await?;
+    let devices: Vec<Untold> = devices
+        .into_iter()
+        .map(|device| Untold {
+            pos,
+            user,
+            device_id: device.device_id,
+            before: None,
+        })
+        .collect();
+    let edus = outbound::updates(app, &devices).await?;
+    for strangers in strangers.chunks(STRANGERS) {
+        let mut change = Change::new();
+        for (server, name) in strangers {
+            let Ok(name) = OwnedServerName::try_from(name.as_str()) else {
+                continue;
+            };
+            for (_, edu) in &edus {
+                let at = change.position();
+                change.write(to_device::add_out(*server, at, edu));
+            }
+            let server = *server;
+            change.effect(Effect::ToServer { name, server });
+        }
+        app.log.append(change).await?;
+    }
     Ok(())
 }
 

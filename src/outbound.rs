@@ -14,4 +14,5 @@ pub mod push;
 mod sender;
 mod transaction;
 
+pub use durable::updates;
 pub use sender::run;

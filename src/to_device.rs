@@ -23,8 +23,11 @@ use crate::{
 const DEVICES: usize = 10_000;
 /// The largest content of a message, in bytes: as large as that of an event.
 const CONTENT_BYTES: usize = 64 << 10;
-/// The longest type, in bytes: as long as that of an event.
+/// The longest type, in bytes: as long as that of an event. No id of a device is longer.
 const TYPE_BYTES: usize = 255;
+const DEVICE_ID_BYTES: usize = 255;
+/// How many bytes one request makes for devices here: what is for all devices of a user is multiplied.
+const LOCAL_BYTES: usize = 32 << 20;
 /// Of what size an EDU with more than one message is at most, in bytes.
 const EDU_BYTES: usize = 48 << 10;
 
@@ -58,7 +61,7 @@ impl Messages<'_> {
     /// Makes sure that they are not too many or too large, and that every client can read them.
     ///
     /// # Errors
-    /// `M_TOO_LARGE`, `M_BAD_JSON`.
+    /// `M_TOO_LARGE`, `M_INVALID_PARAM`, `M_BAD_JSON`.
     pub fn check(&self) -> Result<()> {
         if self.event_type.len() > TYPE_BYTES {
             return Err(Error::too_large("the type is too long"));
@@ -68,6 +71,9 @@ impl Messages<'_> {
             return Err(Error::too_large(format!(
                 "messages can be sent to {DEVICES} devices at once"
             )));
+        }
+        if contents().any(|(device, _)| id_length(device) > DEVICE_ID_BYTES) {
+            return Err(Error::invalid_param("no device has such a long id"));
         }
         if contents().any(|(_, content)| content.json().get().len() > CONTENT_BYTES) {
             return Err(Error::too_large(format!(
@@ -85,10 +91,17 @@ impl Messages<'_> {
     }
 }
 
+fn id_length(device: &DeviceIdOrAllDevices) -> usize {
+    match device {
+        DeviceIdOrAllDevices::DeviceId(id) => id.as_str().len(),
+        DeviceIdOrAllDevices::AllDevices => 1,
+    }
+}
+
 /// Adds to a change that the local devices get their messages. Who is not known here gets none.
 ///
 /// # Errors
-/// `M_TOO_LARGE` if those are too many devices; if the database fails.
+/// `M_TOO_LARGE` if those are too many devices, or too many bytes for all of them; if the database fails.
 pub async fn to_local(app: &App, change: &mut Change, messages: Messages<'_>) -> Result<()> {
     let ids = messages.contents.keys().filter(|id| app.is_local(id));
     let nids = app.names.find_users(&app.db, ids.map(|id| &**id)).await?;
@@ -101,7 +114,7 @@ pub async fn to_local(app: &App, change: &mut Change, messages: Messages<'_>) ->
         devices.entry(user).or_default().push((id, device));
     }
     let at = change.position();
-    let mut count = 0;
+    let (mut count, mut bytes) = (0, 0);
     for (id, contents) in messages.contents {
         let Some(user) = nids.get(id) else {
             continue;
@@ -114,13 +127,14 @@ pub async fn to_local(app: &App, change: &mut Change, messages: Messages<'_>) ->
             };
             count += 1;
             let event = event(messages, content.json())?;
+            bytes += event.len();
+            if count > DEVICES || bytes > LOCAL_BYTES {
+                return Err(Error::too_large("those are too many messages at once"));
+            }
             change.write(storage::to_device::add(device, at, &event));
             let user = *user;
             change.effect(Effect::ToDevice { user, device, at });
         }
-    }
-    if count > DEVICES {
-        return Err(Error::too_large("those are too many devices"));
     }
     Ok(())
 }
@@ -229,12 +243,13 @@ fn edus(messages: Messages<'_>, users: &[OfUser<'_>]) -> Result<Vec<String>> {
     for (user, devices) in users {
         for (device, content) in *devices {
             let json = content.json().get();
-            if bytes + json.len() > EDU_BYTES && !contents.is_empty() {
+            let size = user.as_str().len() + id_length(device) + json.len();
+            if bytes + size > EDU_BYTES && !contents.is_empty() {
                 edus.push(edu(&contents)?);
                 contents.clear();
                 bytes = 0;
             }
-            bytes += json.len();
+            bytes += size;
             let content: CanonicalJsonValue = serde_json::from_str(json)
                 .map_err(|error| Error::bad_json(format!("a message cannot be sent: {error}")))?;
             let of_user = contents.entry(user.to_string()).or_default();

@@ -14,8 +14,9 @@ use crate::storage::{Pos, ServerNid, destinations::DestinationRow};
 
 /// The most PDUs in a transaction ("Transactions").
 pub(super) const MOST_PDUS: usize = 50;
-/// The most bytes of PDUs in a transaction that has more than one: some servers take no requests of more than a mebibyte.
-pub(super) const MOST_BYTES: usize = 768 << 10;
+/// The most bytes of PDUs in a transaction that has more than one: some servers take no requests of more than a mebibyte, and
+/// EDUs go with them.
+pub(super) const MOST_BYTES: usize = 512 << 10;
 /// The most events that wait in memory; when there are more, the database is asked.
 const QUEUE: usize = 200;
 /// For how long a transaction that could not be sent is kept, in milliseconds: when the next try is later than this, the

@@ -23,8 +23,9 @@ use crate::{
 /// How many messages, and how many changes of devices, are in a transaction of a hundred EDUs.
 const MESSAGES: i64 = 30;
 const CHANGES: i64 = 20;
-/// How many bytes of messages there are when there are more than one.
-const BYTES: usize = 512 << 10;
+/// How many bytes of them there are when there are more than one: they go with events, and some servers take no requests of
+/// more than a mebibyte.
+const BYTES: usize = 256 << 10;
 
 /// The first of what waits for a server.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -33,7 +34,7 @@ pub(super) struct Durable {
     pub(super) edus: Vec<String>,
     /// Up to where the messages are among them.
     upto: Pos,
-    /// Up to where the changes of devices are, if there are any.
+    /// Up to where changes of devices are told with them, if that is further than before.
     devices: Option<Pos>,
     /// Whether more waits.
     pub(super) has_more: bool,
@@ -55,26 +56,46 @@ impl Durable {
     }
 }
 
-/// Reads the first of what waits for a server.
+/// Reads the first of what waits for a server. If that is nothing, it is written down up to where there was nothing.
 ///
 /// # Errors
 /// If the database fails.
 pub(super) async fn read(app: &App, server: ServerNid) -> Result<Durable> {
+    let head = app.head();
     let waiting = to_device::out(&app.db, server, MESSAGES + 1).await?;
     let count = fitting(&waiting, MESSAGES, BYTES);
-    let after = device_lists::told(&app.db, server).await?;
-    let changes = device_lists::untold(&app.db, server, after, CHANGES + 1).await?;
-    let most = usize::try_from(CHANGES).unwrap_or(1);
-    let told = &changes[..changes.len().min(most)];
     let mut durable = Durable {
-        has_more: count < waiting.len() || told.len() < changes.len(),
+        has_more: count < waiting.len(),
         upto: waiting[..count].last().map_or(0, |last| last.pos),
-        devices: told.last().map(|last| last.pos),
+        devices: None,
         edus: Vec::new(),
     };
     let messages = waiting.into_iter().take(count);
     durable.edus.extend(messages.map(|message| message.json));
-    durable.edus.extend(changed(app, told).await?);
+    let mut bytes: usize = durable.edus.iter().map(String::len).sum();
+    let after = device_lists::told(&app.db, server).await?;
+    let changes = device_lists::untold(&app.db, server, after, CHANGES + 1).await?;
+    let most = usize::try_from(CHANGES).unwrap_or(1);
+    let mut told = after;
+    let mut is_all = changes.len() <= most;
+    for (pos, edu) in updates(app, &changes[..changes.len().min(most)]).await? {
+        bytes += edu.len();
+        if bytes > BYTES && !durable.is_empty() {
+            is_all = false;
+            break;
+        }
+        durable.edus.push(edu);
+        told = pos;
+    }
+    if is_all {
+        // The next reading need not look again at what is nothing to the server.
+        told = told.max(head);
+    }
+    durable.has_more |= !is_all;
+    durable.devices = (told > after).then_some(told);
+    if durable.is_empty() && durable.devices.is_some() {
+        taken(app, server, &durable).await?;
+    }
     Ok(durable)
 }
 
@@ -108,8 +129,11 @@ struct SigningKeyUpdate<'a> {
     user_id: &'a OwnedUserId,
 }
 
-/// What is told of some changes: how it is now.
-async fn changed(app: &App, changes: &[Untold]) -> Result<Vec<String>> {
+/// The EDUs that tell other servers of some changes, with the positions of these: how it is now.
+///
+/// # Errors
+/// If the database fails.
+pub async fn updates(app: &App, changes: &[Untold]) -> Result<Vec<(Pos, String)>> {
     let users: HashSet<UserNid> = changes.iter().map(|change| change.user).collect();
     let users: Vec<UserNid> = users.into_iter().collect();
     let ids = app.names.user_ids(&app.db, &users).await?;
@@ -117,7 +141,10 @@ async fn changed(app: &App, changes: &[Untold]) -> Result<Vec<String>> {
     let keys = keys::query_here(app, &queried, Eyes::Server).await?;
     changes
         .iter()
-        .filter_map(|change| Some(edu(change, ids.get(&change.user)?, &keys)))
+        .filter_map(|change| {
+            let edu = edu(change, ids.get(&change.user)?, &keys);
+            Some(edu.map(|edu| (change.pos, edu)))
+        })
         .collect()
 }
 

@@ -144,6 +144,9 @@ pub async fn set(
                 full.append(&mut wanted);
                 wanted = full;
                 authorise(app, room, sender, current, &mut wanted).await?;
+                let joined = change(app, room, sender, &user, wanted, None).await?;
+                arrive(app, room, sender).await?;
+                return Ok(joined);
             }
         }
         _ => {}

@@ -53,7 +53,8 @@ pub fn prune(kept: i64) -> Write {
 /// now, and `user`; and those whom `user` has signed meanwhile.
 pub async fn changed(db: &Db, user: UserNid, (from, upto): (Pos, Pos)) -> Result<Vec<UserNid>> {
     let query = sql!(
-        "SELECT DISTINCT c.user_nid FROM device_change c WHERE c.pos > $2 AND c.pos <= $3 AND (c.user_nid = $1 OR EXISTS (",
+        "SELECT c.user_nid FROM (SELECT DISTINCT user_nid FROM device_change WHERE pos > $2 AND pos <= $3) c ",
+        "WHERE (c.user_nid = $1 OR EXISTS (",
         "SELECT 1 FROM membership mine JOIN membership theirs ON theirs.room_nid = mine.room_nid ",
         "WHERE mine.user_nid = $1 AND mine.is_local AND mine.membership = 2 ",
         "AND theirs.user_nid = c.user_nid AND theirs.membership = 2)) ",
@@ -116,22 +117,25 @@ pub async fn servers(db: &Db, user: UserNid, at: Pos) -> Result<Vec<(ServerNid, 
         "WHERE m.user_nid = $1 AND m.is_local AND (m.membership = 2 OR m.membership >= 4 AND m.pos > $2) ",
         "AND r.joined_count > 0"
     );
-    db.rows(query, args![user, at])
-        .await?
-        .iter()
-        .map(|row| Ok((ServerNid(row.get(0)?), row.get(1)?)))
-        .collect()
+    named(&db.rows(query, args![user, at]).await?)
 }
 
-/// Whether there are servers in a room that share no other room with a local user.
-pub async fn has_strangers(db: &Db, room: RoomNid, user: UserNid) -> Result<bool> {
+/// The servers in a room that share no other room with a local user, with their names.
+pub async fn strangers(db: &Db, room: RoomNid, user: UserNid) -> Result<Vec<(ServerNid, String)>> {
     let query = sql!(
-        "SELECT 1 FROM room_server r WHERE r.room_nid = $1 AND r.joined_count > 0 AND NOT EXISTS (",
+        "SELECT s.nid, s.name FROM room_server r JOIN server s ON s.nid = r.server_nid ",
+        "WHERE r.room_nid = $1 AND r.joined_count > 0 AND NOT EXISTS (",
         "SELECT 1 FROM room_server o JOIN membership m ON m.room_nid = o.room_nid ",
         "WHERE o.server_nid = r.server_nid AND o.room_nid <> $1 AND o.joined_count > 0 ",
-        "AND m.user_nid = $2 AND m.is_local AND m.membership = 2) LIMIT 1"
+        "AND m.user_nid = $2 AND m.is_local AND m.membership = 2)"
     );
-    Ok(db.maybe(query, args![room, user]).await?.is_some())
+    named(&db.rows(query, args![room, user]).await?)
+}
+
+fn named(rows: &[Row]) -> Result<Vec<(ServerNid, String)>> {
+    rows.iter()
+        .map(|row| Ok((ServerNid(row.get(0)?), row.get(1)?)))
+        .collect()
 }
 
 /// Something that a server is to be told.
@@ -196,16 +200,15 @@ pub async fn untold(db: &Db, server: ServerNid, after: Pos, limit: i64) -> Resul
 
 /// The servers that may not have been told of all changes, with their names.
 pub async fn servers_behind(db: &Db) -> Result<Vec<(ServerNid, String)>> {
+    // Of each room only the newest change counts, or the leaving of whom it is about: there are many servers in a room.
     let query = sql!(
-        "SELECT DISTINCT s.nid, s.name FROM device_change c ",
-        "JOIN membership m ON m.user_nid = c.user_nid AND m.is_local ",
-        "AND (m.membership = 2 OR m.membership >= 4 AND m.pos > c.pos) ",
-        "JOIN room_server r ON r.room_nid = m.room_nid AND r.joined_count > 0 JOIN server s ON s.nid = r.server_nid ",
-        "LEFT JOIN destination_devices d ON d.server_nid = r.server_nid WHERE c.pos > coalesce(d.pos, r.from_pos)"
+        "WITH newest AS (SELECT user_nid, max(pos) AS pos FROM device_change GROUP BY user_nid), ",
+        "of_room AS (SELECT m.room_nid, max(CASE WHEN m.membership = 2 OR n.pos < m.pos THEN n.pos ELSE m.pos END) AS pos ",
+        "FROM newest n JOIN membership m ON m.user_nid = n.user_nid AND m.is_local ",
+        "AND (m.membership = 2 OR m.membership >= 4) GROUP BY m.room_nid) ",
+        "SELECT DISTINCT s.nid, s.name FROM of_room o ",
+        "JOIN room_server r ON r.room_nid = o.room_nid AND r.joined_count > 0 JOIN server s ON s.nid = r.server_nid ",
+        "LEFT JOIN destination_devices d ON d.server_nid = r.server_nid WHERE o.pos > coalesce(d.pos, r.from_pos)"
     );
-    db.rows(query, args![])
-        .await?
-        .iter()
-        .map(|row| Ok((ServerNid(row.get(0)?), row.get(1)?)))
-        .collect()
+    named(&db.rows(query, args![]).await?)
 }

@@ -146,6 +146,36 @@ async fn servers_that_meet_somebody_are_told_of_their_devices() {
     );
 }
 
+#[tokio::test]
+async fn who_knows_somebodys_devices_is_not_told_again_when_others_meet_them() {
+    let server = TestServer::federated().await;
+    let (old, new) = (FakeServer::start().await, FakeServer::start().await);
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    for other in [&old, &new] {
+        other.answers(Method::PUT, SEND, json!({ "pdus": {} }));
+        let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+        FakeRoom::join(other, &server, &room).await;
+        // A join by its event is a join too.
+        let path = format!("/rooms/{room}/state/m.room.member/{}", bob.id);
+        bob.put(&path, json!({ "membership": "join" })).await.ok();
+        if other.name == old.name {
+            upload(&bob).await;
+            so_many(other, UPDATE, 1).await;
+        }
+    }
+    let met = so_many(&new, UPDATE, 1).await.remove(0);
+    assert_eq!(met["keys"], keys(&bob.id, &bob.device_id, "key"));
+    assert_eq!(met["prev_id"], json!([]));
+    let path = format!("/devices/{}", bob.device_id);
+    let name = json!({ "display_name": "new" });
+    bob.put(&path, name).await.ok();
+    for other in [&old, &new] {
+        let updates = so_many(other, UPDATE, 2).await;
+        assert_eq!(updates[1]["prev_id"], json!([met["stream_id"]]));
+        assert_eq!(updates.len(), 2, "{updates:?}");
+    }
+}
+
 /// Somebody here in a room with somebody of another server.
 struct Shared<'s> {
     server: &'s TestServer,

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use axum::{Json, response::IntoResponse as _};
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::{
-    fake_server::{FakeServer, Recorded},
+    fake_room::FakeRoom,
+    fake_server::{FakeServer, Recorded, error},
     server::{PASSWORD, TestServer, User},
 };
 
@@ -184,6 +186,12 @@ async fn what_cannot_be_sent_is_refused() {
         ("2", json!({ "messages": [] }), 400, "M_BAD_JSON"),
         ("3", json!({}), 400, "M_MISSING_PARAM"),
         (&long, to(json!({})), 400, "M_INVALID_PARAM"),
+        (
+            "6",
+            json!({ "messages": { "@zoe:else.example": { &long: {} } } }),
+            400,
+            "M_INVALID_PARAM",
+        ),
     ] {
         let path = format!("/sendToDevice/m.test/{path}");
         alice.put(&path, body).await.fails(status, errcode);
@@ -265,6 +273,36 @@ async fn messages_reach_other_servers_also_after_an_outage_and_a_restart() {
         .map(|message| message["messages"][&zoe]["PHONE"]["n"].clone())
         .collect();
     assert_eq!(json!(numbers), json!((2..=120).collect::<Vec<_>>()));
+}
+
+/// Many servers take no requests of more than a mebibyte.
+#[tokio::test]
+async fn what_waits_is_sent_in_parts_that_servers_take() {
+    let server = TestServer::federated().await;
+    let other = FakeServer::start().await;
+    let alice = server.register("alice").await;
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    let room = FakeRoom::join(&other, &server, &room).await;
+    other.refuses(Method::PUT, SEND, 500, "M_UNKNOWN");
+    let large = "x".repeat(60_000);
+    for n in 1..=14 {
+        let text = json!({ "msgtype": "m.text", "body": format!("{n} {large}") });
+        let path = format!("/rooms/{}/send/m.room.message/{n}", room.id);
+        alice.put(&path, text).await.ok();
+        let text = json!({ "n": n, "text": &large });
+        send(&alice, room.user.as_str(), "*", &n.to_string(), text).await;
+    }
+    let before = other.recorded().len();
+    other.on(Method::PUT, SEND, |request| {
+        if request.body.to_string().len() > 1 << 20 {
+            return error(413, "M_TOO_LARGE");
+        }
+        Json(json!({ "pdus": {} })).into_response()
+    });
+    server.app.clock.advance(Duration::from_mins(2));
+    let came = || messages(&other.recorded()[before..]).len();
+    let has_all = |request: &Recorded| request.body.to_string().contains("14 xxx") && came() == 14;
+    other.wait_for(has_all).await;
 }
 
 #[tokio::test]
