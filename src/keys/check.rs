@@ -1,9 +1,13 @@
-//! What keys must look like. Of what they are good for the server knows nothing: it does not decide whom anybody trusts, but
-//! what is no key confuses those who get it.
+//! What keys must look like. Of what they are good for the server knows nothing: it does not decide whom anybody trusts, and
+//! whether a device has signed its keys is for those to see who get them; but what is no key confuses them.
 
 use homing_federation::{VerifyKey, strict_json};
 use http::StatusCode;
-use ruma::{CanonicalJsonObject, CanonicalJsonValue, UserId, api::error::ErrorKind};
+use ruma::{
+    CanonicalJsonObject, CanonicalJsonValue, UserId,
+    api::error::ErrorKind,
+    serde::{Base64, base64::Standard},
+};
 use serde_json::value::RawValue;
 
 use crate::error::{Error, Result};
@@ -14,6 +18,8 @@ const OBJECT: usize = 64 << 10;
 const ONE_TIME_KEY: usize = 4 << 10;
 /// The longest name of an algorithm or of a key, in bytes.
 const NAME: usize = 255;
+/// The size of a public key of the algorithms that are known here, in bytes.
+const PUBLIC_KEY: usize = 32;
 
 /// 400 `M_INVALID_SIGNATURE`.
 pub(super) fn invalid_signature(message: &str) -> Error {
@@ -68,6 +74,19 @@ fn expect_signatures(object: &CanonicalJsonObject) -> Result<()> {
     ))
 }
 
+/// Makes sure that a key of an algorithm that is known here is one.
+fn expect_public_key(algorithm: &str, key: &str) -> Result<()> {
+    let is_known = matches!(algorithm, "curve25519" | "ed25519" | "signed_curve25519");
+    let bytes = || Base64::<Standard>::parse(key).map(|key| key.as_bytes().len());
+    let is_key = || bytes().is_ok_and(|bytes| bytes == PUBLIC_KEY);
+    if is_known && !is_key() {
+        return Err(Error::bad_json(format!(
+            "a key for {algorithm} is {PUBLIC_KEY} bytes in base64"
+        )));
+    }
+    Ok(())
+}
+
 /// Drops what the owner of keys cannot say of them: what others have signed, which nobody looks for there, and what servers
 /// add.
 fn keep_own(object: &mut CanonicalJsonObject, owner: &UserId) {
@@ -94,13 +113,24 @@ pub(super) fn device_keys(json: &RawValue, user: &UserId, device: &str) -> Resul
     let keys = object.get("keys").filter(|keys| has_texts(keys));
     let keys = keys.and_then(CanonicalJsonValue::as_object);
     let keys = keys.ok_or_else(|| Error::bad_json("`keys` is no object of texts"))?;
-    for id in keys.keys() {
-        let of_device = id.split_once(':').is_some_and(|(_, id)| id == device);
-        if !of_device {
-            return Err(Error::bad_json("`keys` has a key of another device"));
+    for (id, key) in keys {
+        match id.split_once(':') {
+            Some((algorithm, id)) if id == device => {
+                expect_public_key(algorithm, key.as_str().unwrap_or_default())?;
+            }
+            _ => return Err(Error::bad_json("`keys` has a key of another device")),
         }
     }
+    let signs_with = format!("ed25519:{device}");
+    if !keys.contains_key(&signs_with) {
+        return Err(Error::bad_json(
+            "`keys` has none that the device signs with",
+        ));
+    }
     expect_signatures(&object)?;
+    if signature(&object, user, &signs_with).is_none() {
+        return Err(Error::bad_json("the device has not signed its keys"));
+    }
     keep_own(&mut object, user);
     Ok(CanonicalJsonValue::Object(object).to_string())
 }
@@ -134,12 +164,12 @@ pub(super) fn small_key(id: &str, json: &RawValue) -> Result<SmallKey> {
         }
         let key: String = serde_json::from_str(json.get())
             .map_err(|error| Error::bad_json(format!("a key is no text: {error}")))?;
+        expect_public_key(algorithm, &key)?;
         CanonicalJsonValue::String(key)
     } else {
         let object = read(json, ONE_TIME_KEY)?;
-        if text(&object, "key").is_none() {
-            return Err(Error::bad_json("`key` is no text"));
-        }
+        let key = text(&object, "key").ok_or_else(|| Error::bad_json("`key` is no text"))?;
+        expect_public_key(algorithm, key)?;
         expect_signatures(&object)?;
         CanonicalJsonValue::Object(object)
     };
@@ -272,6 +302,8 @@ mod tests {
 
     use super::*;
 
+    const KEY: &str = "lEuiRJBit0IG6nUf5pUzWTUEsRVVe/HJkoKuEww9ULI";
+
     fn raw(json: &Value) -> Box<RawValue> {
         serde_json::value::to_raw_value(json).unwrap()
     }
@@ -279,7 +311,7 @@ mod tests {
     fn good() -> Value {
         json!({
             "user_id": "@a:b", "device_id": "D", "algorithms": ["m.megolm.v1.aes-sha2"],
-            "keys": { "ed25519:D": "k", "curve25519:D": "k" },
+            "keys": { "ed25519:D": KEY, "curve25519:D": KEY, "new:D": "k" },
             "signatures": { "@a:b": { "ed25519:D": "s" } },
         })
     }
@@ -300,10 +332,18 @@ mod tests {
             ("algorithms", json!([1])),
             ("algorithms", json!(null)),
             ("keys", json!([])),
-            ("keys", json!({ "ed25519:E": "k" })),
-            ("keys", json!({ "D": "k" })),
+            ("keys", json!({})),
+            ("keys", json!({ "ed25519:E": KEY })),
+            ("keys", json!({ "curve25519:D": KEY })),
+            (
+                "keys",
+                json!({ "ed25519:D": KEY, "curve25519:D": &KEY[1..] }),
+            ),
+            ("keys", json!({ "D": KEY })),
             ("keys", json!({ "ed25519:D": 1 })),
             ("signatures", json!(null)),
+            ("signatures", json!({})),
+            ("signatures", json!({ "@a:b": { "ed25519:E": "s" } })),
             ("signatures", json!({ "@a:b": "s" })),
             ("signatures", json!({ "@a:b": { "ed25519:D": 1 } })),
             ("more", json!(1.5)),
@@ -320,28 +360,34 @@ mod tests {
 
     #[test]
     fn one_time_keys_are_as_they_must_be() {
-        let signed = json!({ "key": "k", "signatures": { "@a:b": { "ed25519:D": "s" } } });
+        let signed = json!({ "key": KEY, "signatures": { "@a:b": { "ed25519:D": "s" } } });
         for (id, json) in [
-            ("curve25519:A", json!("k")),
+            ("curve25519:A", json!(KEY)),
             ("signed_curve25519:A", signed),
+            ("new:A", json!("k")),
         ] {
             let key = small_key(id, &raw(&json)).unwrap();
             assert_eq!(key.key_id, "A");
         }
         let long = "x".repeat(NAME + 1);
         for (id, json) in [
-            ("curve25519", json!("k")),
+            ("curve25519", json!(KEY)),
             (":A", json!("k")),
-            ("curve25519:", json!("k")),
-            (&format!("curve25519:{long}"), json!("k")),
+            ("curve25519:", json!(KEY)),
+            (&format!("curve25519:{long}"), json!(KEY)),
             (&format!("{long}:A"), json!("k")),
+            ("curve25519:A", json!("k")),
             ("curve25519:A", json!("x".repeat(ONE_TIME_KEY))),
             ("curve25519:A", json!(1)),
             ("curve25519:A", json!(["k"])),
-            ("signed_curve25519:A", json!("k")),
-            ("signed_curve25519:A", json!({ "key": "k" })),
+            ("signed_curve25519:A", json!(KEY)),
+            ("signed_curve25519:A", json!({ "key": KEY })),
             ("signed_curve25519:A", json!({ "signatures": {} })),
             ("signed_curve25519:A", json!({ "key": 1, "signatures": {} })),
+            (
+                "signed_curve25519:A",
+                json!({ "key": "k", "signatures": {} }),
+            ),
         ] {
             assert!(small_key(id, &raw(&json)).is_err(), "{id} {json}");
         }

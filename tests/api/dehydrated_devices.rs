@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::{
     fake_server::FakeServer,
-    keys::claim,
+    keys::{claim, public_key},
     server::{PASSWORD, TestServer, User},
 };
 
@@ -14,14 +14,14 @@ const PATH: &str = "/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_de
 /// What is uploaded of a device with this id.
 fn device(user: &User<'_>, id: &str) -> Value {
     let by = json!({ &user.id: { format!("ed25519:{id}"): "signature" } });
-    let key = |text: &str| json!({ "key": text, "signatures": by });
+    let key = |text: &str| json!({ "key": public_key(text), "signatures": by });
     json!({
         "device_id": id,
         "initial_device_display_name": "Dehydrated device",
         "device_data": { "algorithm": "org.matrix.msc3814.v2", "device_pickle": "x", "nonce": id },
         "device_keys": {
             "user_id": user.id, "device_id": id, "algorithms": ["m.olm.v1.curve25519-aes-sha2"],
-            "dehydrated": true, "keys": { format!("ed25519:{id}"): "k" }, "signatures": by,
+            "dehydrated": true, "keys": { format!("ed25519:{id}"): public_key("k") }, "signatures": by,
         },
         "one_time_keys": { "signed_curve25519:A": key("one") },
         "fallback_keys": { "signed_curve25519:F": key("fallback") },
@@ -232,7 +232,7 @@ async fn what_is_no_dehydrated_device_is_refused() {
         .map(|n| {
             (
                 format!("signed_curve25519:{n}"),
-                json!({ "key": "k", "signatures": {} }),
+                json!({ "key": public_key("k"), "signatures": {} }),
             )
         })
         .collect();

@@ -22,10 +22,15 @@ pub fn device_keys(user: &User<'_>) -> Value {
     })
 }
 
+/// What looks like a public key, with a text in it.
+pub fn public_key(text: &str) -> String {
+    format!("{text:A<43}")
+}
+
 /// A signed one-time key.
 fn key(user: &User<'_>, text: &str) -> Value {
     let id = format!("ed25519:{}", user.device_id);
-    json!({ "key": text, "signatures": { &user.id: { id: "signature" } } })
+    json!({ "key": public_key(text), "signatures": { &user.id: { id: "signature" } } })
 }
 
 /// Some one-time keys, in their order.
@@ -145,6 +150,7 @@ async fn keys_that_are_not_as_they_must_be_are_refused() {
         keys[field] = value;
         json!({ "device_keys": keys })
     };
+    let signs_with = format!("ed25519:{}", alice.device_id);
     let one = |id: &str, key: Value| json!({ "one_time_keys": { id: key } });
     let fallback = |id: &str, key: Value| json!({ "fallback_keys": { id: key } });
     for body in [
@@ -152,18 +158,26 @@ async fn keys_that_are_not_as_they_must_be_are_refused() {
         with("user_id", json!(1)),
         with("device_id", json!(bob.device_id)),
         with("algorithms", json!("a")),
-        with("keys", json!({ "ed25519:OTHER": "k" })),
+        with("keys", json!({})),
+        with("keys", json!({ "ed25519:OTHER": public_key("k") })),
+        with("keys", json!({ &signs_with: "k" })),
         with("keys", json!({ "alg": { "k": "v" } })),
+        with("signatures", json!({})),
         with("signatures", json!({ &alice.id: "signature" })),
         with("signatures", json!(null)),
         with("more", json!(1.5)),
         json!({ "device_keys": [] }),
         one("signed_curve25519:A", json!("no signature")),
-        one("signed_curve25519:A", json!({ "key": "k" })),
+        one("signed_curve25519:A", json!({ "key": public_key("k") })),
         one("signed_curve25519:A", json!({ "key": 1, "signatures": {} })),
+        one(
+            "signed_curve25519:A",
+            json!({ "key": "k", "signatures": {} }),
+        ),
         one("signed_curve25519", key(&alice, "k")),
         one("curve25519:A", json!(1)),
-        fallback("signed_curve25519:A", json!({ "key": "k" })),
+        one("curve25519:A", json!("k")),
+        fallback("signed_curve25519:A", json!({ "key": public_key("k") })),
     ] {
         let answer = alice.post("/keys/upload", body.clone()).await;
         assert_eq!(

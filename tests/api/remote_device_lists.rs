@@ -10,6 +10,7 @@ use crate::{
     cross_signing::Identity,
     fake_room::FakeRoom,
     fake_server::{FakeServer, Recorded},
+    keys::public_key,
     server::{PASSWORD, TestServer, User},
     shared_rooms::eventually,
 };
@@ -20,7 +21,7 @@ const QUERY: &str = "/_matrix/federation/v1/user/keys/query";
 
 /// The keys of a device, as good as a server can tell.
 fn keys(user: &str, device: &str, key: &str) -> Value {
-    let name = format!("ed25519:{device}");
+    let (name, key) = (format!("ed25519:{device}"), public_key(key));
     json!({
         "user_id": user, "device_id": device, "algorithms": ["m.olm.v1.curve25519-aes-sha2"],
         "keys": { &name: key }, "signatures": { user: { &name: "signature" } },
@@ -234,7 +235,8 @@ impl<'s> Shared<'s> {
         let devices = query(&self.alice, &self.zoe).await;
         let devices = devices.as_object().unwrap().iter();
         let key = |(id, keys): (&String, &Value)| {
-            (id.clone(), keys["keys"][format!("ed25519:{id}")].clone())
+            let key = keys["keys"][format!("ed25519:{id}")].as_str().unwrap();
+            (id.clone(), json!(key.trim_end_matches('A')))
         };
         Value::Object(devices.map(key).collect())
     }
