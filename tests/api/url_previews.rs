@@ -342,6 +342,24 @@ async fn an_image_that_is_given_up_leaves_no_thumbnail() {
 }
 
 #[tokio::test]
+async fn a_page_that_says_nothing_of_itself_is_shown_by_its_text() {
+    let (server, site) = server_and_site().await;
+    let alice = server.register("alice").await;
+    let text = "It is a rock. ".repeat(50);
+    let page = format!(
+        "<!DOCTYPE html><head><style>h1 {{ color: red }}</style></head><body><header><nav>Home</nav></header>\
+         <h1>The <em>Rock</em></h1><script>'rock'</script><p>{text}</p><footer>2026</footer></body>"
+    );
+    shows(&site, "/page", "text/html", page);
+    let shown = preview_at(&alice, &site, "/page").await.ok();
+    let expected = format!("{}It is…", "It is a rock. ".repeat(21));
+    assert_eq!(
+        shown,
+        json!({ "og:title": "The Rock", "og:description": expected })
+    );
+}
+
+#[tokio::test]
 async fn the_settings_say_what_is_not_looked_at() {
     let elsewhere = FakeServer::start_plain().await;
     let port = elsewhere.name.port().unwrap();
