@@ -7,7 +7,7 @@ use homing_federation::{
     address_policy::AddressPolicy,
     client::{self, Body, Guarded, Limits, Names},
 };
-use http::{Request, Response, StatusCode, Uri, header};
+use http::{Request, Response, Uri, header};
 use quick_cache::{Weighter, sync::Cache};
 use regex::RegexSet;
 use serde_json::value::RawValue;
@@ -226,15 +226,7 @@ fn is_below(host: &Host<&str>, denied: &Host) -> bool {
 
 /// Where an answer redirects to, if it does.
 fn target(from: &Url, answer: &Response<Body>) -> Result<Option<Url>, Failure> {
-    let redirects = matches!(
-        answer.status(),
-        StatusCode::MOVED_PERMANENTLY
-            | StatusCode::FOUND
-            | StatusCode::SEE_OTHER
-            | StatusCode::TEMPORARY_REDIRECT
-            | StatusCode::PERMANENT_REDIRECT
-    );
-    let Some(location) = answer.headers().get(header::LOCATION).filter(|_| redirects) else {
+    let Some(location) = Guarded::redirects(answer) else {
         return Ok(None);
     };
     let location = std::str::from_utf8(location.as_bytes()).map_err(nonsense)?;

@@ -5,7 +5,7 @@
 
 use std::{
     fs::File,
-    io::{BufReader, Cursor, Read as _, Seek as _, SeekFrom},
+    io::{self, BufReader, Cursor, Read as _},
     path::Path,
 };
 
@@ -46,6 +46,8 @@ const LEAST_TIME: u32 = 40;
 /// What browsers make of frames with no time to speak of, in milliseconds.
 const NO_TIME: u32 = 10;
 const USUAL_TIME: u32 = 100;
+/// How many chunks a WebP file may have: a few for each frame, of which no animation has so many.
+const CHUNKS: usize = 1 << 16;
 
 /// Makes an animation that is not larger than `size` from one that is larger, in the file at `path`.
 ///
@@ -154,18 +156,24 @@ fn time(delay: Delay) -> u32 {
 }
 
 /// Whether no frame of a WebP file is larger than the file says that it is: a decoder makes room for a frame before it
-/// looks whether it fits.
-pub(super) fn is_honest(path: &Path, width: u32, height: u32) -> std::io::Result<bool> {
+/// looks whether it fits. Nobody goes through a file of more chunks than any animation has.
+pub(super) fn is_honest(path: &Path, width: u32, height: u32) -> io::Result<bool> {
     let mut file = BufReader::new(File::open(path)?);
     let end = file.get_ref().metadata()?.len();
+    let end = i64::try_from(end).map_err(io::Error::other)?;
     // "RIFF", a length, and "WEBP".
-    let mut position = 12;
-    while position + 8 <= end {
-        file.seek(SeekFrom::Start(position))?;
+    let (mut read, mut position) = (0, 12);
+    for _ in 0..CHUNKS {
+        if position + 8 > end {
+            return Ok(true);
+        }
+        // What is in the buffer already is not read again.
+        file.seek_relative(position - read)?;
         let mut head = [0; 8];
         file.read_exact(&mut head)?;
-        let length = u64::from(u32::from_le_bytes([head[4], head[5], head[6], head[7]]));
+        let length = i64::from(u32::from_le_bytes([head[4], head[5], head[6], head[7]]));
         position += 8;
+        read = position;
         match &head[..4] {
             // A frame has chunks of its own, behind its place and its time.
             b"ANMF" => position += 16,
@@ -173,6 +181,7 @@ pub(super) fn is_honest(path: &Path, width: u32, height: u32) -> std::io::Result
                 if name == b"VP8 " && position + 10 <= end {
                     let mut start = [0; 10];
                     file.read_exact(&mut start)?;
+                    read += 10;
                     let side = |low, high| u32::from(u16::from_le_bytes([low, high]) & 0x3fff);
                     if side(start[6], start[7]) > width || side(start[8], start[9]) > height {
                         return Ok(false);
@@ -182,7 +191,7 @@ pub(super) fn is_honest(path: &Path, width: u32, height: u32) -> std::io::Result
             }
         }
     }
-    Ok(true)
+    Ok(false)
 }
 
 /// An animated WebP as it grows.

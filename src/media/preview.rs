@@ -1,6 +1,7 @@
 //! Previews of pages to which people link ("URL previews"): looked at once for all who ask, and kept for a while.
 
 pub mod page;
+mod text;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 

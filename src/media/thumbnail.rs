@@ -6,7 +6,10 @@ use http::StatusCode;
 use ruma::{api::error::ErrorKind, media::Method};
 use tokio::fs::File;
 
-use super::image::{Made, ThumbnailError, shrink};
+use super::{
+    image::{Made, ThumbnailError, shrink},
+    upload::whole,
+};
 use crate::{
     app::App,
     error::{Error, Result},
@@ -67,6 +70,9 @@ pub fn choose(
 
 /// Stands in the place of a media type where a thumbnail that moves cannot be had.
 const STILL: &str = "";
+/// The same where there can be none at all, as this version of the server found out: a later one may know more images.
+const NO_IMAGE: &str = concat!("no image for ", env!("CARGO_PKG_VERSION"));
+const TOO_LARGE: &str = concat!("too large for ", env!("CARGO_PKG_VERSION"));
 
 /// A thumbnail, ready to be sent.
 #[derive(Debug)]
@@ -121,10 +127,10 @@ async fn find_or_make(app: &Arc<App>, hash: &ContentHash, size: ThumbnailSize) -
     })
     .await;
     let made = match made {
-        Ok(made) => made.map_err(refused)?,
+        Ok(made) => made,
         Err(error) if error.is_panic() => {
             tracing::error!(blob = %hex(hash), "a decoder panicked at an image");
-            return Err(refused(ThumbnailError::NotAnImage));
+            Err(ThumbnailError::NotAnImage)
         }
         Err(error) => return Err(Error::internal(error)),
     };
@@ -140,11 +146,13 @@ fn refused(error: ThumbnailError) -> Error {
             ErrorKind::TooLarge,
             error.to_string(),
         ),
-        ThumbnailError::File(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            Error::not_found("the file of this media is lost")
-        }
+        ThumbnailError::File(error) if error.kind() == std::io::ErrorKind::NotFound => lost(),
         ThumbnailError::File(error) => Error::internal(error),
     }
+}
+
+fn lost() -> Error {
+    Error::not_found("the file of this media is lost")
 }
 
 /// What is there of a thumbnail.
@@ -160,8 +168,11 @@ async fn find(app: &App, hash: &ContentHash, size: ThumbnailSize) -> Result<Foun
     let Some(thumbnail) = media::thumbnail(&app.db, hash, size).await? else {
         return Ok(Found::Nothing);
     };
-    if thumbnail.content_type == STILL {
-        return Ok(Found::Still);
+    match &*thumbnail.content_type {
+        STILL => return Ok(Found::Still),
+        NO_IMAGE => return Err(refused(ThumbnailError::NotAnImage)),
+        TOO_LARGE => return Err(refused(ThumbnailError::TooLarge)),
+        _ => {}
     }
     let path = if thumbnail.is_original {
         app.files.blob(hash)
@@ -206,27 +217,56 @@ fn extension(content_type: &str) -> &'static str {
     }
 }
 
-async fn keep(app: &App, hash: &ContentHash, size: ThumbnailSize, made: Made) -> Result<()> {
-    let (content_type, bytes): (_, Option<Vec<u8>>) = match made {
-        Made::Still => (STILL, None),
-        Made::Original(format) => (format.to_mime_type(), None),
-        Made::New(format, bytes) => (format.to_mime_type(), Some(bytes)),
+/// Keeps what became of an image. That it cannot be made smaller is kept too: each client that shows it would have it
+/// tried again.
+async fn keep(
+    app: &Arc<App>,
+    hash: &ContentHash,
+    size: ThumbnailSize,
+    made: std::result::Result<Made, ThumbnailError>,
+) -> Result<()> {
+    let (content_type, is_original, bytes) = match made {
+        Ok(Made::Still) => (STILL, true, None),
+        Ok(Made::Original(format)) => (format.to_mime_type(), true, None),
+        Ok(Made::New(format, bytes)) => (format.to_mime_type(), false, Some(bytes)),
+        // There is no file of these, so other versions of the server try again.
+        Err(ThumbnailError::NotAnImage) => (NO_IMAGE, false, None),
+        Err(ThumbnailError::TooLarge) => (TOO_LARGE, false, None),
+        Err(error @ ThumbnailError::File(_)) => return Err(refused(error)),
     };
     let thumbnail = Thumbnail {
         content_type: content_type.to_owned(),
-        is_original: bytes.is_none(),
+        is_original,
         bytes: i64::try_from(bytes.as_ref().map_or(0, Vec::len)).map_err(Error::internal)?,
     };
-    if let Some(bytes) = bytes {
-        let mut draft = app.files.draft().await.map_err(Error::internal)?;
-        draft.write(&bytes).await.map_err(Error::internal)?;
-        let place = app.files.thumbnail(hash, size);
-        draft.keep(place).await.map_err(Error::internal)?;
-    }
-    let mut change = Change::new();
-    change.write(media::add_thumbnail(hash, size, thumbnail, app.clock.now()));
-    app.log.append(change).await?;
-    Ok(())
+    let (app, hash) = (Arc::clone(app), *hash);
+    whole(async move {
+        let mut draft = None;
+        if let Some(bytes) = bytes {
+            let mut new = app.files.draft().await.map_err(Error::internal)?;
+            new.write(&bytes).await.map_err(Error::internal)?;
+            draft = Some(new);
+        }
+        let _coming = app.files.coming.read().await;
+        if media::uses(&app.db, &hash).await? == 0 {
+            // The content was given up meanwhile: nobody would ever delete what comes after it.
+            return Err(lost());
+        }
+        if let Some(draft) = draft {
+            let place = app.files.thumbnail(&hash, size);
+            draft.keep(place).await.map_err(Error::internal)?;
+        }
+        let mut change = Change::new();
+        change.write(media::add_thumbnail(
+            &hash,
+            size,
+            thumbnail,
+            app.clock.now(),
+        ));
+        app.log.append(change).await?;
+        Ok(())
+    })
+    .await
 }
 
 #[cfg(test)]

@@ -252,7 +252,7 @@ where
 }
 
 /// Does all of this even if the client goes away meanwhile, so that no file is left that nobody knows.
-async fn whole(work: impl Future<Output = Result<()>> + Send + 'static) -> Result<()> {
+pub(super) async fn whole(work: impl Future<Output = Result<()>> + Send + 'static) -> Result<()> {
     tokio::spawn(work).await.map_err(Error::internal)?
 }
 

@@ -24,12 +24,12 @@ use tokio::{
 use self::queue::{Next, Notice, Outcome, Recipient};
 use crate::{
     app::App,
-    error::Result,
+    error::{Error, Result},
     log::Change,
     pushes::Push,
     rooms::Room,
     storage::{
-        Event, Pos, PusherNid, UserNid,
+        Event, EventNid, Pos, PusherNid, UserNid,
         pushers::{self, Progress},
     },
     turns::FewTurns,
@@ -49,9 +49,8 @@ const TICK: Duration = Duration::from_secs(1);
 const SAVE: i64 = 5000;
 /// How many rows are written at once.
 const ROWS: usize = 500;
-/// How long after a failure of the database it is asked again, and how often for one event.
+/// How long after a failure of the database it is asked again.
 const DATABASE_PAUSE: Duration = Duration::from_secs(5);
-const ATTEMPTS: usize = 3;
 /// How long what is being sent may take when the server ends.
 const LAST: Duration = Duration::from_secs(2);
 
@@ -110,6 +109,10 @@ pub async fn run(app: Arc<App>) {
                     break;
                 }
                 for push in taken.drain(..) {
+                    // What was missed may not be caught up with any more, so nothing may come after it.
+                    if app.shutdown.is_cancelled() {
+                        break;
+                    }
                     reader.hear(push).await;
                 }
             }
@@ -195,8 +198,13 @@ impl Reader {
             *since = self.told.min(*since);
         }
         for (user, after) in behind {
-            let notices = recipients::since(&app, user, after, head).await?;
-            self.queue(user, &notices);
+            match recipients::since(&app, user, after, head).await {
+                Ok(notices) => self.queue(user, &notices),
+                Err(error) if recipients::is_lasting(&error) => {
+                    tracing::error!(%error, user = user.0, "somebody is not notified of what was missed");
+                }
+                Err(error) => return Err(error),
+            }
         }
         for (nid, recipient) in &mut self.recipients {
             recipient.may_have_read();
@@ -254,9 +262,10 @@ impl Reader {
                 let Some(pos) = event.pos.filter(|pos| *pos > self.told) else {
                     return;
                 };
-                let people = self.people_at(&room, &event).await;
-                self.event(&room, &event, pos, people).await;
-                self.told = pos;
+                match self.event(&room, &event, pos).await {
+                    Ok(()) => self.told = pos,
+                    Err(error) => self.miss(pos, &error).await,
+                }
             }
             Push::Invite {
                 room,
@@ -264,8 +273,8 @@ impl Reader {
                 event,
                 pos,
             } => {
-                if let Some(event) = recipients::invite(&self.app, &room, event).await {
-                    self.event(&room, &event, pos, vec![user]).await;
+                if let Err(error) = self.invite(&room, user, event, pos).await {
+                    self.miss(pos, &error).await;
                 }
             }
             Push::Read(user) => self.each(user, Recipient::read),
@@ -279,8 +288,15 @@ impl Reader {
         }
     }
 
+    /// The database has failed over an event, which is read from the log with all that comes after it once that works.
+    async fn miss(&mut self, pos: Pos, error: &Error) {
+        tracing::error!(%error, "cannot find out whom an event notifies");
+        self.told = self.told.min(pos - 1);
+        self.catch_up().await;
+    }
+
     /// The people with pushers whom an event may concern.
-    async fn people_at(&self, room: &Room, event: &Event) -> Vec<UserNid> {
+    async fn people_at(&self, room: &Room, event: &Event) -> Result<Vec<UserNid>> {
         let mut people: Vec<UserNid> = {
             let seen = room.seen();
             let joined = seen.local.keys();
@@ -289,33 +305,46 @@ impl Reader {
                 .copied()
                 .collect()
         };
-        let target = recipients::target(&self.app, event).await;
+        let target = recipients::target(&self.app, event).await?;
         people
             .extend(target.filter(|user| self.people.contains_key(user) && !people.contains(user)));
         people.retain(|user| *user != event.sender);
-        people
+        Ok(people)
     }
 
-    async fn event(&mut self, room: &Arc<Room>, event: &Event, pos: Pos, people: Vec<UserNid>) {
+    async fn event(&mut self, room: &Room, event: &Event, pos: Pos) -> Result<()> {
+        let people = self.people_at(room, event).await?;
+        self.find_recipients(room, event, pos, &people).await
+    }
+
+    async fn invite(
+        &mut self,
+        room: &Room,
+        user: UserNid,
+        event: EventNid,
+        pos: Pos,
+    ) -> Result<()> {
+        match recipients::invite(&self.app, room, event).await? {
+            Some(event) => self.find_recipients(room, &event, pos, &[user]).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Makes an event wait for those of `people` whom it notifies.
+    async fn find_recipients(
+        &mut self,
+        room: &Room,
+        event: &Event,
+        pos: Pos,
+        people: &[UserNid],
+    ) -> Result<()> {
         if people.is_empty() {
-            return;
+            return Ok(());
         }
-        for attempt in 1..=ATTEMPTS {
-            let app = Arc::clone(&self.app);
-            match recipients::of(&app, room, event, pos, &people).await {
-                Ok(found) => {
-                    for (user, notice) in found {
-                        self.queue(user, &[notice]);
-                    }
-                    return;
-                }
-                Err(error) => {
-                    tracing::error!(%error, attempt, "cannot find out whom an event notifies");
-                    let pause = tokio::time::sleep(DATABASE_PAUSE);
-                    self.app.shutdown.run_until_cancelled(pause).await;
-                }
-            }
+        for (user, notice) in recipients::of(&self.app, room, event, pos, people).await? {
+            self.queue(user, &[notice]);
         }
+        Ok(())
     }
 
     /// Starts what is to be done for those at which something has happened.
@@ -393,37 +422,48 @@ impl Reader {
         }
     }
 
-    /// Writes down how far everything has come.
+    /// Writes down how far everything has come; what could not be written is tried again the next time.
     async fn save(&mut self) {
-        let mut writes = Vec::new();
-        for nid in std::mem::take(&mut self.unsaved) {
-            let Some(recipient) = self.recipients.get_mut(&nid) else {
-                continue;
-            };
-            if let Some((pos, waits)) = recipient.unsaved() {
-                let user = recipient.user;
-                writes.push(pushers::save(Progress {
-                    nid,
-                    user,
+        let progress: Vec<Progress> = self
+            .unsaved
+            .iter()
+            .filter_map(|nid| {
+                let recipient = self.recipients.get(nid)?;
+                let (pos, waits) = recipient.unsaved()?;
+                Some(Progress {
+                    nid: *nid,
+                    user: recipient.user,
                     pos,
                     waits,
-                }));
-            }
-        }
-        if self.told > self.saved {
-            writes.push(pushers::set_cursor(self.told));
-        }
-        for some in writes.chunks(ROWS) {
+                })
+            })
+            .collect();
+        let mut rest = &progress[..];
+        while !rest.is_empty() || self.told > self.saved {
+            let (some, later) = rest.split_at(rest.len().min(ROWS));
             let mut change = Change::new();
-            for write in some {
-                change.write(write.clone());
+            for one in some {
+                change.write(pushers::save(*one));
+            }
+            // Last, so that nothing counts as told that a pusher still waits for.
+            if later.is_empty() {
+                change.write(pushers::set_cursor(self.told));
             }
             if let Err(error) = self.app.log.append(change).await {
-                tracing::warn!(%error, "after a restart, people may be notified twice");
+                tracing::warn!(%error, "after a crash, people may be notified twice");
                 return;
             }
+            for one in some {
+                if let Some(recipient) = self.recipients.get_mut(&one.nid) {
+                    recipient.was_saved(one.pos, one.waits);
+                }
+            }
+            if later.is_empty() {
+                self.saved = self.told;
+            }
+            rest = later;
         }
-        self.saved = self.told;
+        self.unsaved.clear();
     }
 
     /// The server ends: what is being sent is let finish for a moment, and what waits is written down.

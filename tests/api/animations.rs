@@ -371,3 +371,23 @@ async fn images_that_unpack_to_more_than_they_say_are_refused() {
         }
     }
 }
+
+#[tokio::test]
+async fn files_of_nothing_but_chunks_are_refused() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let whole = webp(images(40, 40, 3), 100);
+    let query = "width=16&height=16&method=crop&animated=true";
+    for (count, is_good) in [(1000, true), (100_000, false)] {
+        let body = [&whole[12..], &b"NONE\0\0\0\0".repeat(count)].concat();
+        let length = u32::try_from(body.len() + 4).unwrap().to_le_bytes();
+        let file = [&b"RIFF"[..], &length, b"WEBP", &body].concat();
+        let uri = upload(&alice, "image/webp", file).await;
+        let sent = thumbnail(&alice, &uri, query).await;
+        if is_good {
+            assert_eq!(frames(&sent).len(), 3);
+        } else {
+            sent.answer().fails(400, "M_UNKNOWN");
+        }
+    }
+}

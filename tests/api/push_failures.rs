@@ -10,8 +10,11 @@ use std::{
 
 use axum::response::Response;
 use homing::{
+    args,
+    log::Change,
     pushes::Push,
-    storage::{UserNid, pushers},
+    sql,
+    storage::{Sql, UserNid, Write, pushers},
 };
 use reqwest::Method;
 use serde_json::json;
@@ -41,6 +44,13 @@ async fn again<'s>(server: &'s TestServer, name: &str) -> User<'s> {
 async fn within<T>(work: impl Future<Output = T>) -> T {
     let work = tokio::time::timeout(Duration::from_secs(30), work).await;
     work.expect("it happens")
+}
+
+/// Does something to the database that nobody should.
+async fn run(server: &TestServer, statement: &'static Sql) {
+    let mut change = Change::new();
+    change.write(Write::Run(statement, args![]));
+    server.app.log.append(change).await.unwrap();
 }
 
 /// Each event once, in the order of the first time that it was told.
@@ -284,7 +294,7 @@ async fn what_the_task_has_not_written_down_is_told_again_rather_than_lost() {
     drop((alice, bob));
     let (config, directory) = server.stop().await;
     let server = TestServer::run(config, directory).await;
-    let mut change = homing::log::Change::new();
+    let mut change = Change::new();
     change.write(pushers::set_cursor(0));
     server.app.log.append(change).await.unwrap();
     let server = server.restart().await;
@@ -293,6 +303,88 @@ async fn what_the_task_has_not_written_down_is_told_again_rather_than_lost() {
     gateway.wait_for("bob", &third).await;
     let events = gateway.events("bob");
     assert_eq!(each_once(events.clone()), [first, second.clone(), third]);
+}
+
+#[tokio::test]
+async fn what_the_database_fails_over_is_told_once_it_works_again() {
+    let server = TestServer::start_with(reachable).await;
+    let gateway = Gateway::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    // Who may see what in such a room is read from the database for each event.
+    let visibility = json!({
+        "type": "m.room.history_visibility", "content": { "history_visibility": "joined" },
+    });
+    let body = json!({ "preset": "public_chat", "initial_state": [visibility] });
+    let room = alice.create_room(body).await;
+    bob.post(&format!("/join/{room}"), json!({})).await.ok();
+    gateway.set(&bob, "bob").await;
+    let mut events = vec![alice.say(&room, "before").await];
+    gateway.wait_for("bob", &events[0]).await;
+    run(&server, sql!("ALTER TABLE state_line RENAME TO away")).await;
+    for number in 0..3 {
+        events.push(alice.say(&room, &number.to_string()).await);
+    }
+    // Longer than anybody tries before giving up.
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    run(&server, sql!("ALTER TABLE away RENAME TO state_line")).await;
+    events.push(alice.say(&room, "after").await);
+    gateway.wait_for("bob", &events[4]).await;
+    assert_eq!(gateway.events("bob"), events);
+}
+
+#[tokio::test]
+async fn a_room_that_cannot_be_read_keeps_nobody_waiting() {
+    let server = TestServer::start_with(reachable).await;
+    let gateway = Gateway::start().await;
+    let (alice, bob, other) = two(&server, &gateway).await;
+    let visibility = json!({
+        "type": "m.room.history_visibility", "content": { "history_visibility": "joined" },
+    });
+    let body = json!({ "preset": "public_chat", "initial_state": [visibility] });
+    let room = alice.create_room(body).await;
+    bob.post(&format!("/join/{room}"), json!({})).await.ok();
+    let before = alice.say(&room, "before").await;
+    gateway.wait_for("bob", &before).await;
+    let spoil = sql!(
+        "UPDATE event_json SET json = 'nonsense' WHERE json LIKE '%\"history_visibility\":\"joined\"%'"
+    );
+    run(&server, spoil).await;
+    alice.say(&room, "lost").await;
+    let started = Instant::now();
+    let event = alice.say(&other, "not lost").await;
+    gateway.wait_for("bob", &event).await;
+    let took = started.elapsed();
+    assert!(took < Duration::from_secs(4), "it took {took:?}");
+    assert_eq!(gateway.events("bob"), [before, event]);
+}
+
+#[tokio::test]
+async fn that_somebody_waits_is_written_down_again_if_that_failed() {
+    let server = TestServer::start_with(reachable).await;
+    let gateway = Gateway::start().await;
+    let (alice, _, room) = two(&server, &gateway).await;
+    let first = alice.say(&room, "first").await;
+    gateway.wait_for("bob", &first).await;
+    gateway.fails(503);
+    run(&server, sql!("ALTER TABLE push_cursor RENAME TO away")).await;
+    let event = alice.say(&room, "second").await;
+    gateway.wait_for("bob", &event).await;
+    let head = server.app.head();
+    // Twice over, so that once it was tried for sure.
+    for _ in 0..2 {
+        server.app.clock.advance(Duration::from_secs(6));
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+    }
+    run(&server, sql!("ALTER TABLE away RENAME TO push_cursor")).await;
+    let is_written = async {
+        while pushers::cursor(&server.app.db).await.unwrap() < Some(head) {
+            server.app.clock.advance(Duration::from_secs(1));
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    within(is_written).await;
+    let progress = pushers::progress(&server.app.db).await.unwrap();
+    assert!(progress[0].waits, "after a crash it would be lost");
 }
 
 #[tokio::test]

@@ -309,6 +309,43 @@ async fn what_is_no_image_has_no_thumbnail() {
     answer.fails(400, "M_MISSING_PARAM");
 }
 
+#[tokio::test]
+async fn that_there_is_no_thumbnail_is_found_out_once() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let png = encoded(&flag(500, 500), ImageFormat::Png);
+    let query = "width=32&height=32&method=crop";
+    for (bytes, status, errcode) in [
+        (png[..png.len() / 2].to_vec(), 400, "M_UNKNOWN"),
+        (huge_png(), 413, "M_TOO_LARGE"),
+    ] {
+        let before = files(&server, "blobs");
+        let uri = upload(&alice, "image/png", bytes.clone()).await;
+        let answer = thumbnail(&alice, &uri, query).await.answer();
+        answer.fails(status, errcode);
+        // What is in the file now is not looked at any more.
+        let mut blobs = files(&server, "blobs").into_iter();
+        let file = blobs.find(|file| !before.contains(file)).unwrap();
+        std::fs::write(&file, &png).unwrap();
+        let answer = thumbnail(&alice, &uri, query).await.answer();
+        answer.fails(status, errcode);
+        // That of another size is another one.
+        let other = thumbnail(&alice, &uri, "width=96&height=96&method=crop").await;
+        assert_eq!(decoded(&other).dimensions(), (96, 96));
+    }
+    // A file that cannot be read may come back.
+    let uri = upload(&alice, "image/png", &b"no image"[..]).await;
+    let blobs = files(&server, "blobs");
+    let is_it = |file: &&std::path::PathBuf| std::fs::read(file).unwrap() == b"no image";
+    let file = blobs.iter().find(is_it).unwrap();
+    std::fs::remove_file(file).unwrap();
+    let answer = thumbnail(&alice, &uri, query).await.answer();
+    answer.fails(404, "M_NOT_FOUND");
+    std::fs::write(file, &png).unwrap();
+    let sent = thumbnail(&alice, &uri, query).await;
+    assert_eq!(decoded(&sent).dimensions(), (32, 32));
+}
+
 /// The check sum of PNG's chunks.
 pub fn crc(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(u32::MAX, |mut crc, byte| {

@@ -1,6 +1,6 @@
 //! What is shown of pages to which people link.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use axum::{body::Body, response::Response};
 use futures_util::future::join_all;
@@ -16,6 +16,7 @@ use crate::{
     fake_server::FakeServer,
     media::{download, files, upload},
     server::{Answer, TestServer, User},
+    thumbnails::thumbnail,
     tls,
 };
 
@@ -305,6 +306,57 @@ async fn images_of_previews_count_as_what_is_kept_of_others() {
     preview_at(&alice, &site, "/2").await.ok();
     assert_eq!(remote::sweep(&server.app).await.unwrap(), 2);
     assert!(files(&server, "blobs").is_empty());
+}
+
+#[tokio::test]
+async fn an_image_that_is_given_up_leaves_no_thumbnail() {
+    let server = TestServer::start_with(|config| {
+        enabled(config);
+        config.media.remote_cache_bytes = 1;
+    });
+    let (server, site) = tokio::join!(server, FakeServer::start_plain());
+    let alice = server.register("alice").await;
+    let page = "<meta property=og:image content=i>";
+    shows(&site, "/page", "text/html", page);
+    shows(&site, "/i", "image/png", png(600, 400));
+    let shown = preview_at(&alice, &site, "/page").await.ok();
+    let uri = shown["og:image"].as_str().unwrap();
+    // Who gives it up waits for its turn, and is the first in the queue.
+    let coming = server.app.files.coming.read().await;
+    let app = Arc::clone(&server.app);
+    let sweep = tokio::spawn(async move { remote::sweep(&app).await });
+    while server.app.files.coming.try_read().is_ok() {
+        tokio::task::yield_now().await;
+    }
+    let is_made = async {
+        while files(&server, "incoming").is_empty() && files(&server, "thumbnails").is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        drop(coming);
+    };
+    let query = "width=32&height=32&method=crop";
+    let (sent, ()) = tokio::join!(thumbnail(&alice, uri, query), is_made);
+    assert_eq!(sweep.await.unwrap().unwrap(), 1);
+    sent.answer().fails(404, "M_NOT_FOUND");
+    assert!(files(&server, "blobs").is_empty() && files(&server, "thumbnails").is_empty());
+}
+
+#[tokio::test]
+async fn a_page_that_says_nothing_of_itself_is_shown_by_its_text() {
+    let (server, site) = server_and_site().await;
+    let alice = server.register("alice").await;
+    let text = "It is a rock. ".repeat(50);
+    let page = format!(
+        "<!DOCTYPE html><head><style>h1 {{ color: red }}</style></head><body><header><nav>Home</nav></header>\
+         <h1>The <em>Rock</em></h1><script>'rock'</script><p>{text}</p><footer>2026</footer></body>"
+    );
+    shows(&site, "/page", "text/html", page);
+    let shown = preview_at(&alice, &site, "/page").await.ok();
+    let expected = format!("{}It is…", "It is a rock. ".repeat(21));
+    assert_eq!(
+        shown,
+        json!({ "og:title": "The Rock", "og:description": expected })
+    );
 }
 
 #[tokio::test]

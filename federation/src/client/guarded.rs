@@ -145,19 +145,25 @@ impl Guarded {
         }
         Err(Error::Nonsense("there is no end of redirects".to_owned()))
     }
+
+    /// Where an answer says that what was asked for is, if it redirects.
+    #[must_use]
+    pub fn redirects(answer: &Response<Body>) -> Option<&HeaderValue> {
+        let redirects = matches!(
+            answer.status(),
+            StatusCode::MOVED_PERMANENTLY
+                | StatusCode::FOUND
+                | StatusCode::SEE_OTHER
+                | StatusCode::TEMPORARY_REDIRECT
+                | StatusCode::PERMANENT_REDIRECT
+        );
+        answer.headers().get(header::LOCATION).filter(|_| redirects)
+    }
 }
 
 /// Where an answer redirects to, if it does.
 fn target(from: &Uri, answer: &Response<Body>) -> Result<Option<Uri>, Error> {
-    let redirects = matches!(
-        answer.status(),
-        StatusCode::MOVED_PERMANENTLY
-            | StatusCode::FOUND
-            | StatusCode::SEE_OTHER
-            | StatusCode::TEMPORARY_REDIRECT
-            | StatusCode::PERMANENT_REDIRECT
-    );
-    let Some(location) = answer.headers().get(header::LOCATION).filter(|_| redirects) else {
+    let Some(location) = Guarded::redirects(answer) else {
         return Ok(None);
     };
     let nonsense = || Error::Nonsense("redirects to nowhere".to_owned());

@@ -1,4 +1,5 @@
-//! What a page says of itself: the `og:` properties of its head, and what can stand in for them. Nothing here asks anybody.
+//! What a page says of itself: the `og:` properties of its head, and what can stand in for them, at last what it shows.
+//! Nothing here asks anybody.
 
 use std::{
     borrow::Cow,
@@ -13,6 +14,7 @@ use html5gum::{
 };
 use url::Url;
 
+use super::text::Shown;
 use crate::web::is_of_web;
 
 /// How far into a page it is looked for what it says of its letters, in bytes.
@@ -47,8 +49,19 @@ pub struct Page {
 #[must_use]
 pub fn read(address: &Url, bytes: &[u8], charset: Option<&str>) -> Page {
     let text = decode(bytes, charset);
-    let mut found = Found::default();
-    each_tag(&text, |tag| found.take(&tag));
+    let (mut found, mut tags, mut shown) = (Found::default(), Tags::default(), Shown::default());
+    each_event(&text, |event| {
+        shown.take(event);
+        if let Some(tag) = tags.take(event)
+            // Drawings have titles of their own.
+            && (tag.name != "title" || !shown.passes_over())
+        {
+            found.take(&tag);
+        }
+    });
+    let (heading, text) = shown.finish();
+    found.title = found.title.or(heading);
+    found.text = text;
     found.page(address)
 }
 
@@ -79,11 +92,12 @@ fn decode<'a>(bytes: &'a [u8], charset: Option<&str>) -> Cow<'a, str> {
 /// What a page itself says of its letters.
 fn declared(bytes: &[u8]) -> Option<&'static Encoding> {
     let start = String::from_utf8_lossy(&bytes[..bytes.len().min(CHARSET_WITHIN)]);
-    let mut found = None;
-    each_tag(&start, |tag| {
-        if found.is_some() || tag.name != "meta" {
+    let (mut found, mut tags) = (None, Tags::default());
+    each_event(&start, |event| {
+        let tag = tags.take(event).filter(|tag| tag.name == "meta");
+        let Some(tag) = tag.filter(|_| found.is_none()) else {
             return;
-        }
+        };
         let is_type = tag.get("http-equiv").eq_ignore_ascii_case("content-type");
         let label = match tag.get("charset") {
             "" if is_type => charset(tag.get("content")).unwrap_or_default(),
@@ -117,24 +131,42 @@ impl Tag {
     }
 }
 
-/// Calls `seen` with each `meta` and `link`, and with each `title` when it ends.
-fn each_tag(text: &str, mut seen: impl FnMut(Tag)) {
-    let mut tag = Tag::default();
-    let mut attribute = None;
+/// Calls `seen` with all that a page consists of.
+fn each_event(text: &str, mut seen: impl FnMut(&CallbackEvent<'_>)) {
     let callback = |event: CallbackEvent<'_>, _: Span<()>| -> Option<Infallible> {
+        seen(&event);
+        None
+    };
+    let mut emitter = CallbackEmitter::new(callback);
+    emitter.naively_switch_states(true);
+    // It reads from memory, which does not fail.
+    let Ok(()) = Tokenizer::new_with_emitter(text, emitter).finish();
+}
+
+/// The tag that is being read.
+#[derive(Debug, Default)]
+struct Tags {
+    tag: Tag,
+    attribute: Option<&'static str>,
+}
+
+impl Tags {
+    /// Takes the next part of a page; answers each `meta` and `link`, and each `title` when it ends.
+    fn take(&mut self, event: &CallbackEvent<'_>) -> Option<Tag> {
+        let tag = &mut self.tag;
         match event {
             CallbackEvent::OpenStartTag { name } => {
-                tag = Tag::default();
-                if matches!(name, b"meta" | b"link" | b"title") {
+                *tag = Tag::default();
+                if matches!(*name, b"meta" | b"link" | b"title") {
                     tag.name = String::from_utf8_lossy(name).into_owned();
                 }
             }
             CallbackEvent::AttributeName { name } => {
                 let mut known = ATTRIBUTES.iter();
-                attribute = known.find(|known| known.as_bytes() == name).copied();
+                self.attribute = known.find(|known| known.as_bytes() == *name).copied();
             }
             CallbackEvent::AttributeValue { value } if !tag.name.is_empty() => {
-                if let Some(name) = attribute.take() {
+                if let Some(name) = self.attribute.take() {
                     let value = &value[..value.len().min(LONGEST_ATTRIBUTE)];
                     // Of an attribute that is there twice the first one counts.
                     let place = tag.attributes.entry(name);
@@ -142,23 +174,19 @@ fn each_tag(text: &str, mut seen: impl FnMut(Tag)) {
                 }
             }
             CallbackEvent::CloseStartTag { .. } if matches!(&*tag.name, "meta" | "link") => {
-                seen(std::mem::take(&mut tag));
+                return Some(std::mem::take(tag));
             }
             CallbackEvent::String { value } if tag.name == "title" => {
                 let value = &value[..value.len().min(LONGEST_ATTRIBUTE)];
                 tag.text = String::from_utf8_lossy(value).into_owned();
             }
             CallbackEvent::EndTag { name: b"title" } if tag.name == "title" => {
-                seen(std::mem::take(&mut tag));
+                return Some(std::mem::take(tag));
             }
             _ => {}
         }
         None
-    };
-    let mut emitter = CallbackEmitter::new(callback);
-    emitter.naively_switch_states(true);
-    // It reads from memory, which does not fail.
-    let Ok(()) = Tokenizer::new_with_emitter(text, emitter).finish();
+    }
 }
 
 /// What the tags have said so far. The first that says something is believed.
@@ -169,6 +197,7 @@ struct Found {
     /// What can stand in for a property.
     others: HashMap<&'static str, String>,
     title: Option<String>,
+    text: Option<String>,
 }
 
 impl Found {
@@ -236,7 +265,7 @@ impl Found {
             values.find_map(|value| clean(value))
         };
         let title = other(["twitter:title", ""]).or(self.title);
-        let description = other(["description", "twitter:description"]);
+        let description = other(["description", "twitter:description"]).or(self.text);
         for (name, value) in [("og:title", title), ("og:description", description)] {
             if let Some(value) = value {
                 self.properties.entry(name.to_owned()).or_insert(value);
@@ -311,6 +340,7 @@ mod tests {
             <meta property="og:image:alt" content="a cat"><meta property="og:" content="">
             <meta property="matrix:image:size" content="1"></head><body>text</body></html>"#,
             &[
+                ("og:description", "text"),
                 ("og:image:alt", "a cat"),
                 ("og:site_name", "Two lines"),
                 ("og:title", "A & B 😀"),
@@ -382,18 +412,96 @@ mod tests {
                 .all(|(_, value)| value.chars().count() == LONGEST_VALUE)
         );
         for part in [
-            "<",
             "<a ",
             "<meta a=b ",
             "<!--",
             "<title>",
             "<meta content='",
-            "&amp",
             "</",
             "<![CDATA[",
+            "<nav>",
+            "<h1>",
+            "</svg>",
         ] {
             says(&part.repeat(100_000), &[]);
         }
+        for (part, letter) in [("<", "<"), ("&amp", "&")] {
+            let text = part.repeat(100_000);
+            let expected = letter.repeat(300) + "…";
+            says(&text, &[("og:description", &expected)]);
+            let deep = "<nav>".repeat(100_000) + &"</nav>".repeat(32);
+            says(&format!("{deep}<h1>{text}"), &[("og:title", &expected)]);
+        }
+    }
+
+    #[test]
+    fn what_a_page_shows_stands_in_for_what_it_does_not_say() {
+        let (title, description) = ("og:title", "og:description");
+        for (html, expected) in [
+            (
+                "<body><h1>The <em>R</em>ock</h1><p>It is a <b>ro</b>ck.<p>A\n large&nbsp;<br>one.",
+                &[
+                    (description, "It is a rock. A large one."),
+                    (title, "The Rock"),
+                ][..],
+            ),
+            (
+                "<h4>Small</h4><h2></h2><h3>Third</h3><h1>First</h1>",
+                &[(description, "Small First"), (title, "Third")],
+            ),
+            // Each is for itself.
+            (
+                "<title>Title</title><h1>Heading</h1>text",
+                &[(description, "text"), (title, "Title")],
+            ),
+            (
+                "<meta name=description content=said><h1>Heading</h1>text",
+                &[(description, "said"), (title, "Heading")],
+            ),
+            // Nobody sees these, or they are the same everywhere.
+            (
+                "<style>a</style><header>top<h1>Head</h1></header><nav>b<h2>Menu</h2></nav><script>'<p>c'</script>\
+                 <noscript><p>d</noscript><aside><h1>e</h1></aside><textarea><p>f</textarea><template>g</template>\
+                 <!-- h --><select><option>i</select><button>j</button><footer>k</footer>text",
+                &[(description, "text"), (title, "Head")],
+            ),
+            (
+                "<h1><svg><title>Logo</title></svg>Name</h1><svg/>text<iframe>a</iframe>",
+                &[(description, "text"), (title, "Name")],
+            ),
+            // What does not fit together.
+            (
+                "</nav></nav>a<nav>b<nav>c</nav>d</nav>e",
+                &[(description, "a e")],
+            ),
+            ("<nav><aside>a</nav>b</aside>c", &[(description, "b c")]),
+            (
+                "<header><h1>a</header>b",
+                &[(description, "b"), (title, "a")],
+            ),
+            ("<h1>a<p>b</h1>c", &[(description, "b c"), (title, "a")]),
+            ("<h1>a</h2>b", &[(description, "b"), (title, "a")]),
+            ("a<nav>b", &[(description, "a")]),
+            (" \u{1}\n<br>&#32;", &[]),
+        ] {
+            says(html, expected);
+        }
+    }
+
+    #[test]
+    fn long_texts_are_cut_at_a_word() {
+        let words = "word ".repeat(100);
+        let expected = format!("{}word…", "word ".repeat(59));
+        says(&words, &[("og:description", &expected)]);
+        let whole = format!("{}words", "word ".repeat(59));
+        says(&whole, &[("og:description", &whole)]);
+        let expected = format!("{}word…", "word ".repeat(58));
+        says(&format!("{whole}!"), &[("og:description", &expected)]);
+        let expected = format!("短 {}…", "文".repeat(298));
+        says(
+            &format!("短 {}", "文".repeat(400)),
+            &[("og:description", &expected)],
+        );
     }
 
     #[test]

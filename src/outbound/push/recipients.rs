@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     app::App,
-    error::Result,
+    error::{Error, Result},
     room::{
         head,
         push::{self, Judge},
@@ -23,31 +23,45 @@ use crate::{
     storage::{self, Event, EventNid, Membership, Pos, RoomNid, UserNid, highlights},
 };
 
+/// Whether it would be the same if one tried again: what is stored makes no sense.
+pub(super) fn is_lasting(error: &Error) -> bool {
+    use storage::Error::{ColumnDecode, Decode, Encode, RowNotFound};
+    match error {
+        Error::Database(error) => matches!(
+            error,
+            Decode(_) | ColumnDecode { .. } | Encode(_) | RowNotFound
+        ),
+        Error::Append(_) => false,
+        Error::Matrix { .. } | Error::Uiaa(_) | Error::Internal(_) => true,
+    }
+}
+
 /// The local user whose membership an event is.
-pub(super) async fn target(app: &App, event: &Event) -> Option<UserNid> {
+///
+/// # Errors
+/// If the database fails.
+pub(super) async fn target(app: &App, event: &Event) -> Result<Option<UserNid>> {
     if &*event.pdu.event_type != "m.room.member" {
-        return None;
+        return Ok(None);
     }
-    let user = UserId::parse(event.pdu.state_key.as_deref()?).ok()?;
-    if !app.is_local(&user) {
-        return None;
+    let user = event.pdu.state_key.as_deref().map(UserId::parse);
+    match user.and_then(std::result::Result::ok) {
+        Some(user) if app.is_local(&user) => Ok(app.names.find_user(&app.db, &user).await?),
+        _ => Ok(None),
     }
-    app.names.find_user(&app.db, &user).await.ok().flatten()
 }
 
 /// An invite to a room in which this server is not.
-pub(super) async fn invite(app: &App, room: &Room, event: EventNid) -> Option<Event> {
-    let events = storage::events::some(&app.db, room.rules, &[event]).await;
-    match events {
-        Ok(events) => events.into_iter().next(),
-        Err(error) => {
-            tracing::error!(%error, "cannot read an invite");
-            None
-        }
-    }
+///
+/// # Errors
+/// If the database fails.
+pub(super) async fn invite(app: &App, room: &Room, event: EventNid) -> Result<Option<Event>> {
+    let events = storage::events::some(&app.db, room.rules, &[event]).await?;
+    Ok(events.into_iter().next())
 }
 
-/// Those of `people` whom an event at a position notifies.
+/// Those of `people` whom an event at a position notifies. For whom that cannot be found out, because what is stored of them
+/// or of the room makes no sense, is left out.
 ///
 /// # Errors
 /// If the database fails.
@@ -58,16 +72,29 @@ pub(super) async fn of(
     pos: Pos,
     people: &[UserNid],
 ) -> Result<Vec<(UserNid, Arc<Notice>)>> {
-    let mut judge = Judge::new(app, room, event).await?;
     let mut found = Vec::new();
-    for user in people {
-        let viewer = viewer(app, *user).await?;
-        let actions = judge.actions(*user, &viewer.user_id).await?;
-        if !actions.iter().any(Action::should_notify)
-            || !concerns(app, room, event, &viewer).await?
-        {
-            continue;
+    let unknown = |error: &Error| {
+        let event = &event.pdu.event_id;
+        tracing::error!(%error, %event, "whom an event notifies cannot be found out");
+    };
+    let mut judge = match Judge::new(app, room, event).await {
+        Err(error) if is_lasting(&error) => {
+            unknown(&error);
+            return Ok(found);
         }
+        judge => judge?,
+    };
+    for user in people {
+        let actions = match actions(app, room, event, &mut judge, *user).await {
+            Err(error) if is_lasting(&error) => {
+                unknown(&error);
+                continue;
+            }
+            actions => actions?,
+        };
+        let Some(actions) = actions else {
+            continue;
+        };
         let notice = Notice {
             pos,
             room: room.nid,
@@ -78,6 +105,21 @@ pub(super) async fn of(
         found.push((*user, Arc::new(notice)));
     }
     Ok(found)
+}
+
+/// What the rules of somebody say to an event, if it notifies them.
+async fn actions(
+    app: &App,
+    room: &Room,
+    event: &Event,
+    judge: &mut Judge<'_>,
+    user: UserNid,
+) -> Result<Option<Vec<Action>>> {
+    let viewer = viewer(app, user).await?;
+    let actions = judge.actions(user, &viewer.user_id).await?;
+    let notifies = actions.iter().any(Action::should_notify);
+    let is_told = notifies && concerns(app, room, event, &viewer).await?;
+    Ok(is_told.then_some(actions))
 }
 
 /// Whether an event is for somebody: who has been in the room since before it came must be allowed to see it, as it counts as
