@@ -120,17 +120,13 @@ async fn find_or_make(app: &Arc<App>, hash: &ContentHash, size: ThumbnailSize) -
         found => return Ok(found),
     }
     let path = app.files.blob(hash);
-    let made = tokio::task::spawn_blocking(move || {
-        // Held until the work ends, also if the client goes away.
-        let _decoder = decoder;
-        shrink(&path, size)
-    })
-    .await;
-    let made = match made {
-        Ok(made) => made,
+    // The place is held until the work ends, also if the client goes away, and until others can find what was made.
+    let made = tokio::task::spawn_blocking(move || (shrink(&path, size), decoder));
+    let (made, _decoder) = match made.await {
+        Ok((made, decoder)) => (made, Some(decoder)),
         Err(error) if error.is_panic() => {
             tracing::error!(blob = %hex(hash), "a decoder panicked at an image");
-            Err(ThumbnailError::NotAnImage)
+            (Err(ThumbnailError::NotAnImage), None)
         }
         Err(error) => return Err(Error::internal(error)),
     };

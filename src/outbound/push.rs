@@ -387,7 +387,7 @@ impl Reader {
         let (id, (notice, outcome)) = match done {
             Ok(done) => done,
             // It has panicked, and said so.
-            Err(error) => (error.id(), (None, Outcome::Failed)),
+            Err(error) => (error.id(), (None, Outcome::Failed(Duration::ZERO))),
         };
         let Some(nid) = self.working.remove(&id) else {
             return;

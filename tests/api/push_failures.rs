@@ -92,6 +92,29 @@ async fn what_a_gateway_refuses_it_is_told_again_in_order() {
 }
 
 #[tokio::test]
+async fn a_gateway_is_left_alone_for_as_long_as_it_says() {
+    let server = TestServer::start_with(reachable).await;
+    let gateway = Gateway::start().await;
+    let (alice, _, room) = two(&server, &gateway).await;
+    gateway.fails_for_now(600);
+    let event = alice.say(&room, "1").await;
+    gateway.wait_for("bob", &event).await;
+    server.app.clock.advance(Duration::from_mins(9));
+    // The task looks at the clock every second.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    assert_eq!(gateway.events("bob"), [event.clone()]);
+    gateway.takes();
+    server.app.clock.advance(Duration::from_mins(10));
+    within(async {
+        while gateway.events("bob").len() < 2 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    assert_eq!(gateway.events("bob"), [event.clone(), event]);
+}
+
+#[tokio::test]
 async fn answers_that_make_no_sense_are_none() {
     let server = TestServer::start_with(reachable).await;
     let gateway = Gateway::start().await;

@@ -49,6 +49,16 @@ impl Gateway {
         self.fake.on(Method::POST, PATH, refuse);
     }
 
+    /// Refuses everything from now on, and wants to be left alone for so many seconds.
+    pub fn fails_for_now(&self, seconds: u64) {
+        let refuse = move |_: &Recorded| {
+            let mut refusal = error(429, "M_LIMIT_EXCEEDED");
+            refusal.headers_mut().insert("retry-after", seconds.into());
+            refusal
+        };
+        self.fake.on(Method::POST, PATH, refuse);
+    }
+
     /// Refuses requests with this pushkey, and takes all others.
     pub fn fails_for(&self, pushkey: &'static str) {
         self.fake.on(Method::POST, PATH, move |request: &Recorded| {

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use homing_federation::client::{self, Limits};
-use http::{HeaderValue, Request, header};
+use http::{HeaderMap, HeaderValue, Request, header};
 use ruma::events::StateEventType;
 use serde::Deserialize;
 use serde_json::{Map, Value, value::RawValue};
@@ -46,7 +46,7 @@ pub(super) async fn deliver(
         Ok(outcome) => outcome,
         Err(error) => {
             tracing::warn!(%error, "somebody cannot be notified yet");
-            Outcome::Failed
+            Outcome::Failed(Duration::ZERO)
         }
     }
 }
@@ -76,9 +76,9 @@ async fn try_to(
     let body = body(&pusher, &wish, about.as_ref(), unread).to_string();
     let rejected = match ask(app, wish.url(), body).await {
         Ok(rejected) => rejected,
-        Err(error) => {
+        Err(Refusal { error, pause }) => {
             tracing::debug!(url = wish.url(), %error, "a push gateway does not take a notification");
-            return Ok(Outcome::Failed);
+            return Ok(Outcome::Failed(pause));
         }
     };
     if rejected.contains(&pusher.pushkey) {
@@ -100,12 +100,27 @@ pub(super) async fn viewer(app: &App, user: UserNid) -> Result<Viewer> {
     })
 }
 
+/// Why a gateway has not taken a notification, and for how long it wants to be left alone at least.
+struct Refusal {
+    error: client::Error,
+    pause: Duration,
+}
+
+impl From<client::Error> for Refusal {
+    fn from(error: client::Error) -> Self {
+        let pause = Duration::ZERO;
+        Self { error, pause }
+    }
+}
+
+/// The time in a `Retry-After`, if it is not a date.
+fn retry_after(answer: &HeaderMap) -> Option<Duration> {
+    let seconds = answer.get(header::RETRY_AFTER)?.to_str().ok()?;
+    Some(Duration::from_secs(seconds.trim().parse().ok()?))
+}
+
 /// Sends a notification. Answers the keys that the gateway rejects.
-async fn ask(
-    app: &App,
-    url: &str,
-    body: String,
-) -> std::result::Result<Vec<String>, client::Error> {
+async fn ask(app: &App, url: &str, body: String) -> std::result::Result<Vec<String>, Refusal> {
     let nonsense = |error: &dyn std::fmt::Display| client::Error::Nonsense(error.to_string());
     let json = HeaderValue::from_static("application/json");
     let request = Request::post(url)
@@ -113,16 +128,19 @@ async fn ask(
         .body(Bytes::from(body))
         .map_err(|error| nonsense(&error))?;
     let answer = app.push_gateways.request(request, LIMITS).await?;
-    let (status, answer) = (answer.status(), answer.into_body());
+    let status = answer.status();
     if !status.is_success() {
-        return Err(nonsense(&format!("it answers {status}")));
+        return Err(Refusal {
+            error: nonsense(&format!("it answers {status}")),
+            pause: retry_after(answer.headers()).unwrap_or_default(),
+        });
     }
-    let bytes = answer.collect().await?;
+    let bytes = answer.into_body().collect().await?;
     let answer: Map<String, Value> =
         serde_json::from_slice(&bytes).map_err(|error| nonsense(&error))?;
     match answer.get("rejected") {
         None => Ok(Vec::new()),
-        Some(rejected) => Vec::deserialize(rejected).map_err(|error| nonsense(&error)),
+        Some(rejected) => Ok(Vec::deserialize(rejected).map_err(|error| nonsense(&error))?),
     }
 }
 

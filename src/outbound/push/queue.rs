@@ -62,8 +62,8 @@ pub(super) enum Outcome {
     Taken(i64),
     /// Nobody needs to be told any more.
     Needless,
-    /// It was not taken.
-    Failed,
+    /// It was not taken, and is not to be sent again for so long.
+    Failed(Duration),
     /// The pusher is no longer there.
     Gone,
 }
@@ -150,9 +150,11 @@ impl Recipient {
                 self.next_try = 0;
             }
             Outcome::Needless | Outcome::Gone => {}
-            Outcome::Failed => {
+            Outcome::Failed(pause) => {
                 self.failures = self.failures.saturating_add(1);
-                let wait = wait(self.failures, jitter).as_millis();
+                let wait = wait(self.failures, jitter)
+                    .max(pause.min(LONGEST))
+                    .as_millis();
                 self.next_try = now.saturating_add(i64::try_from(wait).unwrap_or(i64::MAX));
                 self.badge_due |= sent.is_none();
                 return;
@@ -239,10 +241,11 @@ mod tests {
         one.add(&notice(1));
         one.add(&notice(2));
         let mut now = 0;
-        for wait in [1000, 2000, 4000] {
+        for (pause, wait) in [(0, 1000), (1, 2000), (30, 30_000), (9000, 3_600_000)] {
+            let failed = Outcome::Failed(Duration::from_secs(pause));
             let sent = sends(&mut one, now);
             assert_eq!(position(sent.as_ref()), 1);
-            one.done(sent.as_deref(), Outcome::Failed, now, 0.0);
+            one.done(sent.as_deref(), failed, now, 0.0);
             assert!(matches!(one.next(now), Next::Wait(at) if at == now + wait));
             now += wait;
         }
@@ -263,7 +266,7 @@ mod tests {
             one.add(&notice(pos));
         }
         assert_eq!(one.waiting.len(), MOST_WAITING);
-        one.done(sent.as_deref(), Outcome::Failed, 0, 0.0);
+        one.done(sent.as_deref(), Outcome::Failed(Duration::ZERO), 0, 0.0);
         let again = sends(&mut one, 9000);
         assert_eq!(position(again.as_ref()), 1);
         one.done(again.as_deref(), Outcome::Taken(1), 0, 0.0);
@@ -278,7 +281,7 @@ mod tests {
         one.read();
         let sent = sends(&mut one, 0);
         assert!(sent.is_none());
-        one.done(None, Outcome::Failed, 0, 0.0);
+        one.done(None, Outcome::Failed(Duration::ZERO), 0, 0.0);
         assert!(sends(&mut one, 1000).is_none(), "once more");
         one.read();
         one.done(None, Outcome::Taken(3), 0, 0.0);
