@@ -91,7 +91,7 @@ pub async fn put(app: &App, requester: &Requester, uploaded: &Uploaded<'_>) -> R
     let device_keys = check::device_keys(uploaded.device_keys, &requester.user_id, id)?;
     let one_time = upload::read(&uploaded.one_time, MOST)?;
     let fallback = upload::read(&uploaded.fallback, ALGORITHMS)?;
-    let turn = app.key_backups.turn(&user);
+    let turn = app.dehydrated_devices.turn(&user);
     let _turn = turn.lock().await;
     loop {
         let before = dehydrated_devices::get(&app.db, user).await?;
