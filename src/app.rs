@@ -87,8 +87,10 @@ pub struct App {
     pub staging: Staging,
     /// One transaction of each other server is worked on at a time.
     pub transactions: Turns<OwnedServerName>,
-    /// One request at a time changes the key backups of a user, or the dehydrated device.
+    /// One request at a time changes the key backups of a user.
     pub key_backups: Turns<UserNid>,
+    /// One request at a time makes the dehydrated device of a user.
+    pub dehydrated_devices: Turns<UserNid>,
     /// What hashes passwords.
     pub passwords: Passwords,
     /// How often who did what.

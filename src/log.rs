@@ -48,6 +48,12 @@ impl Change {
         Self::default()
     }
 
+    /// Whether nothing would be written.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.writes.is_empty() && self.heads.is_empty()
+    }
+
     /// Asks for one more position. Positions of a change are consecutive.
     pub fn position(&mut self) -> Position {
         self.positions += 1;

@@ -288,6 +288,7 @@ pub async fn open(config: Config) -> Result<Arc<App>, StartError> {
         staging: Staging::default(),
         transactions: Turns::default(),
         key_backups: Turns::default(),
+        dehydrated_devices: Turns::default(),
         passwords: Passwords::default(),
         buckets: Buckets::default(),
         nonces: Nonces::default(),

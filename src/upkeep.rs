@@ -2,7 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::{app::App, key_backup, log::Change, media, server_keys, storage, to_device};
+use crate::{
+    app::App, error::Result, key_backup, log::Change, media, server_keys, storage, to_device,
+};
 
 /// How long rows of `commit_log` are kept, in milliseconds.
 const COMMITS_KEPT: i64 = 3_600_000;
@@ -50,15 +52,10 @@ pub async fn run(app: Arc<App>) {
         {
             tracing::error!(%error, "cannot forget the keys of strangers");
         }
-        if count % SELDOM == 0 {
-            let mut change = Change::new();
-            for write in storage::to_device::prune(app.clock.now() - MESSAGES_KNOWN) {
-                change.write(write);
-            }
-            change.write(storage::device_lists::prune(DEVICE_CHANGES));
-            if let Err(error) = app.log.append(change).await {
-                tracing::error!(%error, "cannot forget which devices changed, and which messages came and were sent");
-            }
+        if count % SELDOM == 0
+            && let Err(error) = forget(&app).await
+        {
+            tracing::error!(%error, "cannot forget which devices changed, and which messages came and were sent");
         }
         if count % SELDOM == 0
             && let Err(error) = to_device::drop_oldest(&app, MESSAGES_OUT).await
@@ -71,6 +68,19 @@ pub async fn run(app: Arc<App>) {
         }
     }
     write_seen(&app).await;
+}
+
+/// Forgets which devices changed long ago, and which messages came and were sent.
+async fn forget(app: &App) -> Result<()> {
+    // Who is gone is looked for here: nobody can write while the log's writer looks.
+    let gone = storage::to_device::gone(&app.db).await?;
+    let mut change = Change::new();
+    for write in storage::to_device::prune(app.clock.now() - MESSAGES_KNOWN, &gone) {
+        change.write(write);
+    }
+    change.write(storage::device_lists::prune(DEVICE_CHANGES));
+    app.log.append(change).await?;
+    Ok(())
 }
 
 /// Writes when devices were last seen. Nobody waits for it.

@@ -12,14 +12,17 @@ use ruma::{
 use serde::Serialize;
 use serde_json::{Value, value::RawValue};
 
-use super::{expect_few, others, upload::hash_of};
+use super::{expect_few, others, stock::Taken, upload::hash_of};
 use crate::{
     app::App,
     bus::Effect,
     error::{Error, Result},
     http::sound,
     log::{AppendError, Change},
-    storage::{DeviceNid, UserNid, devices, keys},
+    storage::{
+        DeviceNid, UserNid, devices,
+        keys::{self, FallbackKey, HandedOut},
+    },
 };
 
 /// How often it is tried again when the keys in memory were not those in the database.
@@ -147,37 +150,69 @@ pub async fn claim_here(app: &App, claims: &Claims) -> Result<Claimed> {
 
 /// Tries to hand out a key of each device.
 async fn take(app: &App, wanted: &[Wanted<'_>]) -> Result<Claimed> {
+    let places = wanted.iter().map(|one| (one.device, one.algorithm.into()));
+    let taken = app.key_stocks.take(app, places.collect()).await?;
+    let taken: HashMap<DeviceNid, Taken<'_>> =
+        taken.into_iter().map(|one| (one.device(), one)).collect();
     let mut change = Change::new();
-    let mut claimed = Claimed::default();
-    let (mut taken, mut is_new) = (Vec::new(), false);
+    let fallbacks = take_fallbacks(app, &mut change, wanted, &taken).await?;
+    let (mut claimed, mut handed_out) = (Claimed::default(), Vec::new());
     for wanted in wanted {
-        let (device, algorithm) = (wanted.device, wanted.algorithm);
-        let (key_id, json) = if let Some(one) = app.key_stocks.take(app, device, algorithm).await? {
-            let hash = hash_of(&one.key.json);
-            for write in keys::hand_out(device, algorithm, &one.key, &hash) {
-                change.write(write);
-            }
-            is_new = true;
-            let key = (one.key.key_id.clone(), one.key.json.clone());
-            taken.push(one);
-            key
-        } else if let Some(key) = keys::fallback(&app.db, device, algorithm).await? {
-            if !key.used {
-                change.write(keys::use_fallback(device, algorithm, &key.key_id));
-                is_new = true;
-            }
-            (key.key_id, key.json)
+        let (user, device, algorithm) = (wanted.user, wanted.device, wanted.algorithm);
+        let is_new = if let Some(Taken { key, .. }) = taken.get(&device) {
+            let hash = hash_of(&key.json);
+            handed_out.push(HandedOut {
+                device,
+                algorithm,
+                key,
+                hash,
+            });
+            add(&mut claimed, wanted, &key.key_id, key.json.clone())?;
+            true
+        } else if let Some(key) = fallbacks.get(&device) {
+            add(&mut claimed, wanted, &key.key_id, key.json.clone())?;
+            !key.used
         } else {
-            continue;
+            false
         };
-        let user = wanted.user;
-        change.effect(Effect::KeyCounts { user, device });
-        add(&mut claimed, wanted, &key_id, json)?;
+        if is_new {
+            change.effect(Effect::KeyCounts { user, device });
+        }
     }
-    if is_new {
+    for write in keys::hand_out(handed_out) {
+        change.write(write);
+    }
+    if !change.is_empty() {
         app.log.append(change).await?;
     }
     Ok(claimed)
+}
+
+/// The fallback keys of those devices that have no other left; adds to a change that they are handed out.
+async fn take_fallbacks(
+    app: &App,
+    change: &mut Change,
+    wanted: &[Wanted<'_>],
+    taken: &HashMap<DeviceNid, Taken<'_>>,
+) -> Result<HashMap<DeviceNid, FallbackKey>> {
+    let mut of_algorithms: BTreeMap<&str, Vec<DeviceNid>> = BTreeMap::new();
+    for wanted in wanted {
+        if !taken.contains_key(&wanted.device) {
+            let devices = of_algorithms.entry(wanted.algorithm).or_default();
+            devices.push(wanted.device);
+        }
+    }
+    let mut fallbacks = HashMap::new();
+    for (algorithm, devices) in of_algorithms {
+        let keys = keys::fallbacks(&app.db, &devices, algorithm).await?;
+        let fresh = keys.iter().filter(|(_, key)| !key.used);
+        let fresh: Vec<_> = fresh.map(|(device, key)| (*device, &*key.key_id)).collect();
+        if !fresh.is_empty() {
+            change.write(keys::use_fallbacks(algorithm, &fresh));
+        }
+        fallbacks.extend(keys);
+    }
+    Ok(fallbacks)
 }
 
 fn add(claimed: &mut Claimed, wanted: &Wanted<'_>, key_id: &str, json: String) -> Result<()> {

@@ -1,7 +1,7 @@
 //! Signatures that are added to keys later: of one's own devices, by oneself, and of other users.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     time::Duration,
 };
 
@@ -103,6 +103,7 @@ pub async fn add(
     let nids = app.names.users(&app.db, &app.log, users).await?;
     let of_users: Vec<UserNid> = nids.values().copied().collect();
     let before = cross_signing::signatures(&app.db, &of_users, Some(me)).await?;
+    let before: HashSet<Signature> = before.into_iter().collect();
     let mut change = Change::new();
     let (mut changed, mut signed) = (BTreeSet::new(), BTreeSet::new());
     for (user, key_id, made) in good {

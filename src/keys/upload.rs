@@ -1,5 +1,7 @@
 //! What a device publishes of itself.
 
+use std::collections::{BTreeSet, HashSet};
+
 use ruma::UserId;
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
@@ -22,8 +24,9 @@ use crate::{
 
 /// How many one-time keys of an algorithm a device has at most.
 pub(super) const MOST: usize = 500;
-/// For how many algorithms a device has fallback keys at most.
-pub(super) const FALLBACKS: usize = 16;
+/// Of how many algorithms a device has one-time keys at most, and of how many it has fallback keys: each sync says which they
+/// are.
+pub(super) const ALGORITHMS: usize = 16;
 
 /// What is uploaded, and whose it is.
 #[derive(Debug)]
@@ -47,15 +50,18 @@ pub struct Upload<'a> {
 /// Takes the keys of a device in. What is there already may come again. Answers what the device has then.
 ///
 /// # Errors
-/// `M_BAD_JSON` or `M_TOO_LARGE` if a key is not as it must be, `M_INVALID_PARAM` if there are too many or if an id was used
-/// for another key, `M_UNKNOWN_TOKEN` if the device is gone; if the database fails.
+/// `M_BAD_JSON` or `M_TOO_LARGE` if a key is not as it must be, `M_INVALID_PARAM` if there are too many, or of too many
+/// algorithms, or if an id was used for another key, `M_UNKNOWN_TOKEN` if the device is gone; if the database fails.
 pub async fn upload(app: &App, upload: &Upload<'_>) -> Result<Counts> {
     let device_keys = upload.device_keys;
     let device_keys = device_keys
         .map(|json| check::device_keys(json, upload.user_id, upload.device_id))
         .transpose()?;
     let one_time = read(&upload.one_time, MOST)?;
-    let fallback = read(&upload.fallback, FALLBACKS)?;
+    let fallback = read(&upload.fallback, ALGORITHMS)?;
+    // One at a time, or together they would bring more than a device may have.
+    let _turn = app.key_stocks.adding(upload.device).await;
+    expect_few_fallbacks(app, upload.device, &fallback).await?;
     loop {
         let mut change = Change::new();
         let mut is_new = false;
@@ -97,17 +103,53 @@ pub async fn upload(app: &App, upload: &Upload<'_>) -> Result<Counts> {
 /// Reads one-time keys or fallback keys.
 ///
 /// # Errors
-/// `M_BAD_JSON` or `M_TOO_LARGE` if one is not as it must be, `M_INVALID_PARAM` if there are too many.
+/// `M_BAD_JSON` or `M_TOO_LARGE` if one is not as it must be, `M_INVALID_PARAM` if there are too many, or of too many
+/// algorithms.
 pub(super) fn read(keys: &[(&str, &RawValue)], most: usize) -> Result<Vec<SmallKey>> {
     if keys.len() > most {
-        return Err(too_many());
+        return Err(Error::invalid_param(format!(
+            "at most {most} such keys can be uploaded at once"
+        )));
     }
-    let keys = keys.iter();
-    keys.map(|(id, json)| check::small_key(id, json)).collect()
+    let keys: Vec<SmallKey> = keys
+        .iter()
+        .map(|(id, json)| check::small_key(id, json))
+        .collect::<Result<_>>()?;
+    let algorithms: HashSet<&str> = keys.iter().map(|key| &*key.algorithm).collect();
+    if algorithms.len() > ALGORITHMS {
+        return Err(too_many_algorithms());
+    }
+    Ok(keys)
 }
 
 fn too_many() -> Error {
     Error::invalid_param(format!("a device has at most {MOST} keys of an algorithm"))
+}
+
+fn too_many_algorithms() -> Error {
+    Error::invalid_param(format!(
+        "a device has keys of at most {ALGORITHMS} algorithms"
+    ))
+}
+
+/// Makes sure that a device would not have fallback keys of too many algorithms.
+///
+/// # Errors
+/// `M_INVALID_PARAM` if it would; if the database fails.
+async fn expect_few_fallbacks(app: &App, device: DeviceNid, uploaded: &[SmallKey]) -> Result<()> {
+    if uploaded.is_empty() {
+        return Ok(());
+    }
+    let mut algorithms: HashSet<String> = keys::fallback_algorithms(&app.db, device)
+        .await?
+        .into_iter()
+        .collect();
+    let before = algorithms.len();
+    algorithms.extend(uploaded.iter().map(|key| key.algorithm.clone()));
+    if algorithms.len() > before.max(ALGORITHMS) {
+        return Err(too_many_algorithms());
+    }
+    Ok(())
 }
 
 /// Adds the keys of the device to a change; answers whether they are other than before.
@@ -166,15 +208,18 @@ async fn add_one_time(
         return Ok(false);
     }
     let ids = || uploaded.iter().map(|key| key.key_id.clone()).collect();
+    let algorithms: BTreeSet<&str> = uploaded.iter().map(|key| &*key.algorithm).collect();
+    let algorithms = || algorithms.iter().map(|&name| name.to_owned()).collect();
     // Those that are handed out come last: a key that is handed out meanwhile is met twice, not never.
-    let stock = keys::named(&app.db, device, ids()).await?;
-    let used = keys::used(&app.db, device, ids()).await?;
+    let stock = keys::named(&app.db, device, algorithms(), ids()).await?;
+    let used = keys::used(&app.db, device, algorithms(), ids()).await?;
     let mut counts: Vec<(String, usize)> = keys::counts(&app.db, device)
         .await?
         .one_time
         .into_iter()
         .map(|(algorithm, count)| (algorithm, usize::try_from(count).unwrap_or(usize::MAX)))
         .collect();
+    let before = counts.len();
     let mut is_more = false;
     for key in uploaded {
         let is_named = |algorithm: &String, key_id: &String| {
@@ -214,6 +259,9 @@ async fn add_one_time(
     }
     if is_more && counts.iter().any(|(_, count)| *count > MOST) {
         return Err(too_many());
+    }
+    if counts.len() > before.max(ALGORITHMS) {
+        return Err(too_many_algorithms());
     }
     Ok(is_more)
 }

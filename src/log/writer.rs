@@ -215,12 +215,17 @@ impl LogWriter {
         }
         let mut rows = Rows::default();
         for (write, index) in placed_writes(batch, head) {
-            if let Write::Insert(insert, row) = write {
-                rows.add(insert, row);
-                continue;
+            match write {
+                Write::Insert(insert, row) => {
+                    rows.add(insert, row);
+                    continue;
+                }
+                // What a statement of its own does may depend on the rows before it. Other rows wait, and travel together.
+                Write::Run(sql, _) | Write::Expect(sql, ..) if rows.are_named_in(sql) => {
+                    self.transactor.insert(std::mem::take(&mut rows)).await?;
+                }
+                Write::Run(..) | Write::Expect(..) => {}
             }
-            // What a statement of its own does may depend on the rows before it.
-            self.transactor.insert(std::mem::take(&mut rows)).await?;
             match self.transactor.run(write).await {
                 Ok(()) => {}
                 Err(error @ WriteError::Unexpected) => refused.push((index, append_error(error))),

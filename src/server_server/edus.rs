@@ -195,13 +195,17 @@ async fn to_device(app: &App, origin: &ServerName, content: &DirectDeviceContent
         return Ok(());
     }
     let mut change = Change::new();
-    let server = app.names.server(&app.db, &app.log, origin).await?;
-    let now = app.clock.now();
-    change.write(storage::to_device::came(server, message_id, now));
     match to_device::to_local(app, &mut change, messages).await {
         Err(error) if error.has_status(StatusCode::PAYLOAD_TOO_LARGE) => return Ok(()),
         result => result?,
     }
+    // If nobody is meant, nothing is done twice if it comes again.
+    if change.is_empty() {
+        return Ok(());
+    }
+    let server = app.names.server(&app.db, &app.log, origin).await?;
+    let now = app.clock.now();
+    change.write(storage::to_device::came(server, message_id, now));
     match app.log.append(change).await {
         Ok(_) | Err(AppendError::Duplicate | AppendError::NullCharacter) => Ok(()),
         Err(error) => Err(error.into()),

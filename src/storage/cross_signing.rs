@@ -15,7 +15,7 @@ pub struct CrossSigningKey {
 }
 
 /// A signature that was added to a key later.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Signature {
     /// Whose key was signed.
     pub user: UserNid,

@@ -108,34 +108,40 @@ pub fn set(device: DeviceNid, json: &str) -> Write {
     Write::Insert(&DEVICE_KEY, args![device, json])
 }
 
-/// Of some ids, those under which a device has one-time keys: algorithm, id, key.
+/// Of some ids, those under which a device has one-time keys of some algorithms: algorithm, id, key.
 pub async fn named(
     db: &Db,
     device: DeviceNid,
+    algorithms: Vec<String>,
     key_ids: Vec<String>,
 ) -> Result<Vec<(String, String, String)>> {
     let query = sql!(
-        "SELECT algorithm, key_id, json FROM one_time_key WHERE device_nid = $1 AND key_id ",
-        list(2)
+        "SELECT algorithm, key_id, json FROM one_time_key WHERE device_nid = $1 AND algorithm ",
+        list(2),
+        " AND key_id ",
+        list(3)
     );
-    db.rows(query, args![device, key_ids])
+    db.rows(query, args![device, algorithms, key_ids])
         .await?
         .iter()
         .map(|row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
         .collect()
 }
 
-/// Of some ids, those whose keys were handed out: algorithm, id, hash.
+/// Of some ids, those whose keys of some algorithms were handed out: algorithm, id, hash.
 pub async fn used(
     db: &Db,
     device: DeviceNid,
+    algorithms: Vec<String>,
     key_ids: Vec<String>,
 ) -> Result<Vec<(String, String, Vec<u8>)>> {
     let query = sql!(
-        "SELECT algorithm, key_id, hash FROM one_time_key_used WHERE device_nid = $1 AND key_id ",
-        list(2)
+        "SELECT algorithm, key_id, hash FROM one_time_key_used WHERE device_nid = $1 AND algorithm ",
+        list(2),
+        " AND key_id ",
+        list(3)
     );
-    db.rows(query, args![device, key_ids])
+    db.rows(query, args![device, algorithms, key_ids])
         .await?
         .iter()
         .map(|row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
@@ -155,26 +161,41 @@ pub fn add(nid: i64, device: DeviceNid, algorithm: &str, key_id: &str, json: &st
     Write::Insert(&ONE_TIME_KEY, args![nid, device, algorithm, key_id, json])
 }
 
-/// The one-time keys of a device that come next.
+/// The one-time keys of some devices that come next, in their order and of each device so many, without some of them.
 pub async fn next(
     db: &Db,
-    device: DeviceNid,
+    devices: &[DeviceNid],
     algorithm: &str,
+    without: Vec<i64>,
     limit: i64,
-) -> Result<Vec<OneTimeKey>> {
+) -> Result<Vec<(DeviceNid, OneTimeKey)>> {
+    // For each device the first keys are found by the index. SQLite knows no `LATERAL`, and PostgreSQL would try every key.
     let query = sql!(
-        "SELECT nid, key_id, json FROM one_time_key WHERE device_nid = $1 AND algorithm = $2 ",
-        "ORDER BY nid LIMIT $3"
+        "SELECT list.value, k.nid, k.key_id, k.json FROM ",
+        rows(1),
+        only {
+            sqlite: " CROSS JOIN one_time_key k WHERE k.nid IN ",
+            postgres: " CROSS JOIN LATERAL "
+        },
+        "(SELECT n.nid FROM one_time_key n WHERE n.device_nid = list.value AND n.algorithm = $2 AND NOT (n.nid ",
+        list(3),
+        ") ORDER BY n.nid LIMIT $4)",
+        only {
+            sqlite: "",
+            postgres: " AS first JOIN one_time_key k ON k.nid = first.nid"
+        },
+        " ORDER BY k.nid"
     );
-    db.rows(query, args![device, algorithm, limit])
+    db.rows(query, args![devices, algorithm, without, limit])
         .await?
         .iter()
         .map(|row| {
-            Ok(OneTimeKey {
-                nid: row.get(0)?,
-                key_id: row.get(1)?,
-                json: row.get(2)?,
-            })
+            let key = OneTimeKey {
+                nid: row.get(1)?,
+                key_id: row.get(2)?,
+                json: row.get(3)?,
+            };
+            Ok((DeviceNid(row.get(0)?), key))
         })
         .collect()
 }
@@ -186,31 +207,65 @@ static USED: Insert = Insert {
     conflict: "ON CONFLICT (device_nid, algorithm, key_id) DO UPDATE SET hash = excluded.hash",
 };
 
-/// Hands a one-time key out; the change is refused if that was done before. `hash` is the SHA-256 of its JSON.
-#[must_use]
-pub fn hand_out(device: DeviceNid, algorithm: &str, key: &OneTimeKey, hash: &[u8]) -> [Write; 2] {
-    let delete = sql!("DELETE FROM one_time_key WHERE nid = $1");
-    let key_id = key.key_id.as_str();
-    [
-        Write::Expect(delete, args![key.nid], 1),
-        Write::Insert(&USED, args![device, algorithm, key_id, hash]),
-    ]
+/// A one-time key that is handed out.
+#[derive(Debug)]
+pub struct HandedOut<'a> {
+    /// Whose key it is.
+    pub device: DeviceNid,
+    /// Its algorithm.
+    pub algorithm: &'a str,
+    /// The key.
+    pub key: &'a OneTimeKey,
+    /// The SHA-256 of its JSON.
+    pub hash: Vec<u8>,
 }
 
-/// The fallback key of a device, if it has one.
-pub async fn fallback(db: &Db, device: DeviceNid, algorithm: &str) -> Result<Option<FallbackKey>> {
+/// Hands one-time keys out; the change is refused if that was done before with one of them.
+#[must_use]
+pub fn hand_out(keys: Vec<HandedOut<'_>>) -> Vec<Write> {
+    let nids: Vec<i64> = keys.iter().map(|one| one.key.nid).collect();
+    if nids.is_empty() {
+        return Vec::new();
+    }
+    let expected = nids.len() as u64;
+    let delete = sql!("DELETE FROM one_time_key WHERE nid ", list(1));
+    let mut writes = vec![Write::Expect(delete, args![nids], expected)];
+    writes.extend(keys.into_iter().map(|one| {
+        let key_id = one.key.key_id.as_str();
+        Write::Insert(&USED, args![one.device, one.algorithm, key_id, one.hash])
+    }));
+    writes
+}
+
+/// The fallback keys of some devices, of those that have one.
+pub async fn fallbacks(
+    db: &Db,
+    devices: &[DeviceNid],
+    algorithm: &str,
+) -> Result<Vec<(DeviceNid, FallbackKey)>> {
     let query = sql!(
-        "SELECT key_id, json, used FROM fallback_key WHERE device_nid = $1 AND algorithm = $2"
+        "SELECT device_nid, key_id, json, used FROM fallback_key WHERE algorithm = $2 AND device_nid ",
+        list(1)
     );
-    let row = db.maybe(query, args![device, algorithm]).await?;
-    row.map(|row| {
-        Ok(FallbackKey {
-            key_id: row.get(0)?,
-            json: row.get(1)?,
-            used: row.get(2)?,
+    db.rows(query, args![devices, algorithm])
+        .await?
+        .iter()
+        .map(|row| {
+            let key = FallbackKey {
+                key_id: row.get(1)?,
+                json: row.get(2)?,
+                used: row.get(3)?,
+            };
+            Ok((DeviceNid(row.get(0)?), key))
         })
-    })
-    .transpose()
+        .collect()
+}
+
+/// For which algorithms a device has fallback keys.
+pub async fn fallback_algorithms(db: &Db, device: DeviceNid) -> Result<Vec<String>> {
+    let query = sql!("SELECT algorithm FROM fallback_key WHERE device_nid = $1");
+    let rows = db.rows(query, args![device]).await?;
+    rows.iter().map(|row| row.get(0)).collect()
 }
 
 /// Sets the fallback key of a device. The same once more stays as used as it was.
@@ -226,13 +281,21 @@ pub fn set_fallback(device: DeviceNid, algorithm: &str, key_id: &str, json: &str
     Write::Run(statement, args![device, algorithm, key_id, json])
 }
 
-/// Notes that the fallback key of a device was handed out.
+/// Notes that the fallback keys of some devices were handed out: device, id. One that was replaced meanwhile is not meant.
 #[must_use]
-pub fn use_fallback(device: DeviceNid, algorithm: &str, key_id: &str) -> Write {
+pub fn use_fallbacks(algorithm: &str, keys: &[(DeviceNid, &str)]) -> Write {
     let statement = sql!(
-        "UPDATE fallback_key SET used = TRUE WHERE device_nid = $1 AND algorithm = $2 AND key_id = $3"
+        "UPDATE fallback_key SET used = TRUE WHERE algorithm = $1 AND device_nid ",
+        list(2),
+        " AND device_nid || ':' || key_id ",
+        list(3)
     );
-    Write::Run(statement, args![device, algorithm, key_id])
+    let devices: Vec<DeviceNid> = keys.iter().map(|(device, _)| *device).collect();
+    let keys = keys.iter();
+    let keys: Vec<String> = keys
+        .map(|(device, id)| format!("{}:{id}", device.0))
+        .collect();
+    Write::Run(statement, args![algorithm, &devices[..], keys])
 }
 
 /// What is left of the keys of a device.

@@ -54,18 +54,19 @@ pub fn remove(device: DeviceNid, upto: Pos) -> Write {
 
 /// What waits for the devices of a user, if anything does.
 pub async fn inboxes(db: &Db, user: UserNid) -> Result<Vec<(DeviceNid, Inbox)>> {
+    // Each end is one look-up, however much lies between.
     let query = sql!(
-        "SELECT t.device_nid, min(t.pos), max(t.pos) FROM device d JOIN to_device t ON t.device_nid = d.nid ",
-        "WHERE d.user_nid = $1 GROUP BY t.device_nid"
+        "SELECT d.nid, (SELECT min(pos) FROM to_device t WHERE t.device_nid = d.nid), ",
+        "(SELECT max(pos) FROM to_device t WHERE t.device_nid = d.nid) FROM device d WHERE d.user_nid = $1"
     );
-    db.rows(query, args![user])
-        .await?
-        .iter()
-        .map(|row| {
-            let (first, last) = (row.get(1)?, row.get(2)?);
-            Ok((DeviceNid(row.get(0)?), Inbox { first, last }))
-        })
-        .collect()
+    let mut inboxes = Vec::new();
+    for row in db.rows(query, args![user]).await? {
+        let (first, last): (Option<Pos>, Option<Pos>) = (row.get(1)?, row.get(2)?);
+        if let (Some(first), Some(last)) = (first, last) {
+            inboxes.push((DeviceNid(row.get(0)?), Inbox { first, last }));
+        }
+    }
+    Ok(inboxes)
 }
 
 /// The first messages for a device after one position and up to another.
@@ -118,10 +119,25 @@ pub async fn out(db: &Db, server: ServerNid, limit: i64) -> Result<Vec<Waiting>>
     waiting(&db.rows(query, args![server, limit]).await?)
 }
 
+/// A query that begins with the table `waiting`: its column `nid` has each value of the first column of a key, and at last a
+/// NULL. Each is found by one look-up behind the one before, so all that waits is not read.
+macro_rules! of_waiting {
+    ($table:tt, $column:tt, $($query:tt)*) => {
+        sql!(
+            "WITH RECURSIVE waiting(nid) AS (SELECT min(", $column, ") FROM ", $table,
+            " UNION ALL SELECT (SELECT min(t.", $column, ") FROM ", $table, " t WHERE t.", $column, " > w.nid) ",
+            "FROM waiting w WHERE w.nid IS NOT NULL) ",
+            $($query)*
+        )
+    };
+}
+
 /// The servers for which something waits, with their names.
 pub async fn servers_waiting(db: &Db) -> Result<Vec<(ServerNid, String)>> {
-    let query = sql!(
-        "SELECT s.nid, s.name FROM server s WHERE s.nid IN (SELECT DISTINCT server_nid FROM to_device_out)"
+    let query = of_waiting!(
+        "to_device_out",
+        "server_nid",
+        "SELECT s.nid, s.name FROM waiting w JOIN server s ON s.nid = w.nid"
     );
     servers(&db.rows(query, args![]).await?)
 }
@@ -134,9 +150,11 @@ fn servers(rows: &[Row]) -> Result<Vec<(ServerNid, String)>> {
 
 /// The servers for which more than so many EDUs wait, with their names.
 pub async fn crowded(db: &Db, kept: i64) -> Result<Vec<(ServerNid, String)>> {
-    let query = sql!(
-        "SELECT s.nid, s.name FROM server s WHERE s.nid IN ",
-        "(SELECT server_nid FROM to_device_out GROUP BY server_nid HAVING count(*) > $1)"
+    let query = of_waiting!(
+        "to_device_out",
+        "server_nid",
+        "SELECT s.nid, s.name FROM waiting w JOIN server s ON s.nid = w.nid WHERE EXISTS ",
+        "(SELECT 1 FROM to_device_out o WHERE o.server_nid = w.nid ORDER BY o.pos LIMIT 1 OFFSET $1)"
     );
     servers(&db.rows(query, args![kept]).await?)
 }
@@ -177,15 +195,28 @@ pub fn sent(device: DeviceNid, event_type: &str, txn_id: &str, now: i64) -> Writ
     Write::Insert(&TXN, args![device, event_type, txn_id, now])
 }
 
-/// Forgets what came or was sent before `ts`, and what waits for devices that are gone.
+/// The devices that are gone and for which something waits all the same: it was sent while they went.
+pub async fn gone(db: &Db) -> Result<Vec<DeviceNid>> {
+    let query = of_waiting!(
+        "to_device",
+        "device_nid",
+        "SELECT w.nid FROM waiting w WHERE w.nid IS NOT NULL ",
+        "AND NOT EXISTS (SELECT 1 FROM device d WHERE d.nid = w.nid)"
+    );
+    let rows = db.rows(query, args![]).await?;
+    rows.iter().map(|row| row.get(0).map(DeviceNid)).collect()
+}
+
+/// Forgets what came or was sent before `ts`, and what waits for devices that are [`gone`].
 #[must_use]
-pub fn prune(ts: i64) -> [Write; 3] {
-    [
+pub fn prune(ts: i64, gone: &[DeviceNid]) -> Vec<Write> {
+    let mut writes = vec![
         Write::Run(sql!("DELETE FROM to_device_in WHERE ts < $1"), args![ts]),
         Write::Run(sql!("DELETE FROM to_device_txn WHERE ts < $1"), args![ts]),
-        Write::Run(
-            sql!("DELETE FROM to_device WHERE device_nid NOT IN (SELECT nid FROM device)"),
-            args![],
-        ),
-    ]
+    ];
+    if !gone.is_empty() {
+        let statement = sql!("DELETE FROM to_device WHERE device_nid ", list(1));
+        writes.push(Write::Run(statement, args![gone]));
+    }
+    writes
 }

@@ -95,6 +95,14 @@ impl Rows {
         }
     }
 
+    /// Whether a statement names a table of theirs. If not, it makes no difference which of the two is first: there are no
+    /// triggers, and no rows that other rows take with them.
+    #[must_use]
+    pub fn are_named_in(&self, sql: &Sql) -> bool {
+        let mut tables = self.tables.iter().map(|(insert, _)| insert.table);
+        tables.any(|table| sql.sqlite.contains(table) || sql.postgres.contains(table))
+    }
+
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -341,6 +341,116 @@ async fn many_who_claim_at_the_same_moment_get_each_another_key() {
 }
 
 #[tokio::test]
+async fn a_claim_for_many_devices_is_a_few_statements() {
+    const DEVICES: usize = 20;
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let mut devices = Vec::new();
+    for n in 0..DEVICES {
+        let more = json!({ "device_id": format!("D{n:02}") });
+        devices.push(User::new(
+            &server,
+            &server.login("bob", PASSWORD, more).await.ok(),
+        ));
+    }
+    // Every other device has but a fallback key, and another algorithm counts for itself.
+    for (n, device) in devices.iter().enumerate() {
+        let of_one_kind = if n % 2 == 0 {
+            json!({ "one_time_keys": one_time_keys(device, n * 100..n * 100 + 60) })
+        } else {
+            let fallback = key(device, &format!("fallback{n}"));
+            json!({
+                "fallback_keys": { "signed_curve25519:F": fallback },
+                "one_time_keys": { "signed_other:O": key(device, "other") },
+            })
+        };
+        upload(device, of_one_kind).await;
+    }
+    let wanted: BTreeMap<&str, &str> = devices
+        .iter()
+        .map(|device| (device.device_id.as_str(), "signed_curve25519"))
+        .collect();
+    let body = json!({ "one_time_keys": { &bob.id: wanted } });
+    let mut costs = Vec::new();
+    for round in 0..3 {
+        let before = server.app.db.statistics();
+        let answer = alice.post("/keys/claim", body.clone()).await.ok();
+        let after = server.app.db.statistics();
+        costs.push((after.reads - before.reads, after.writes - before.writes));
+        for (n, device) in devices.iter().enumerate() {
+            let of_device = &answer["one_time_keys"][&bob.id][&device.device_id];
+            let expected = if n % 2 == 0 {
+                let number = n * 100 + round;
+                let one = key(device, &format!("key{number}"));
+                json!({ format!("signed_curve25519:K{number:05}"): one })
+            } else {
+                json!({ "signed_curve25519:F": key(device, &format!("fallback{n}")) })
+            };
+            assert_eq!(*of_device, expected);
+        }
+    }
+    // The devices, the keys, the fallback keys.
+    let (reads, _) = costs.iter().min().unwrap();
+    assert!(*reads <= 5, "{costs:?}");
+    // The keys go and are noted as used.
+    let (_, writes) = costs.iter().min_by_key(|(_, writes)| writes).unwrap();
+    assert!(*writes <= 3, "{costs:?}");
+    for (n, device) in devices.iter().enumerate().take(2) {
+        let expected = if n % 2 == 0 {
+            (json!({ "signed_curve25519": 57 }), json!([]))
+        } else {
+            let none = json!({ "signed_curve25519": 0, "signed_other": 1 });
+            (none, json!([]))
+        };
+        assert_eq!(counts(device).await, expected);
+    }
+}
+
+#[tokio::test]
+async fn a_device_has_keys_of_a_few_algorithms() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let fallback = |n: usize, id: &str| json!({ "fallback_keys": { format!("signed_{n}:{id}"): key(&alice, id) } });
+    let one_time = |n: usize, id: &str| json!({ "one_time_keys": { format!("signed_{n}:{id}"): key(&alice, id) } });
+    for kind in [&fallback as &dyn Fn(usize, &str) -> Value, &one_time] {
+        for n in 0..16 {
+            upload(&alice, kind(n, "A")).await;
+        }
+        for body in [kind(16, "A"), kind(17, "A")] {
+            alice
+                .post("/keys/upload", body)
+                .await
+                .fails(400, "M_INVALID_PARAM");
+        }
+        upload(&alice, kind(15, "B")).await;
+    }
+    let (counts, unused) = counts(&alice).await;
+    // One that every device is told of stands beside them.
+    assert_eq!(counts.as_object().unwrap().len(), 17);
+    assert_eq!(unused.as_array().unwrap().len(), 16);
+    // Nor do many requests at the same moment bring more.
+    let bob = server.register("bob").await;
+    let uploads = (0..24).map(|n| {
+        let body = json!({
+            "one_time_keys": { format!("signed_{n}:A"): key(&bob, "A") },
+            "fallback_keys": { format!("signed_{n}:A"): key(&bob, "A") },
+        });
+        bob.post("/keys/upload", body)
+    });
+    let taken = join_all(uploads).await;
+    let taken = taken.iter().filter(|answer| answer.status == 200).count();
+    assert_eq!(taken, 16);
+    let all: serde_json::Map<String, Value> = (0..17)
+        .map(|n| (format!("signed_{n}:A"), key(&alice, "A")))
+        .collect();
+    let carol = server.register("carol").await;
+    carol
+        .post("/keys/upload", json!({ "one_time_keys": all }))
+        .await
+        .fails(400, "M_INVALID_PARAM");
+}
+
+#[tokio::test]
 async fn keys_that_were_handed_out_stay_so_after_a_restart() {
     let server = TestServer::start().await;
     let (alice, bob, first) = {

@@ -424,6 +424,36 @@ async fn messages_of_other_servers_arrive_once() {
 }
 
 #[tokio::test]
+async fn of_a_message_that_is_for_nobody_nothing_is_kept() {
+    let (server, other) = (TestServer::federated().await, FakeServer::start().await);
+    let zoe = format!("@zoe:{}", other.name);
+    let alice = format!("@alice:{}", server.name());
+    let say = async |txn: &str, id: &str, device: &str| {
+        let messages = json!({ &alice: { device: { "n": 1 } } });
+        let edu = json!({ "edu_type": "m.direct_to_device", "content": {
+            "message_id": id, "sender": zoe, "type": "m.test", "messages": messages,
+        } });
+        let body =
+            json!({ "origin": other.name, "origin_server_ts": 1, "pdus": [], "edus": [edu] });
+        let answer = other.put(&server, &format!("{SEND}{txn}"), body).await;
+        assert_eq!(answer.ok(), json!({ "pdus": {} }));
+    };
+    // She is not here, and then has no such device: there is nothing that could come twice.
+    say("1", "a", "*").await;
+    let user = server.register("alice").await;
+    say("2", "b", "PHONE").await;
+    let phone = device(&server, "alice", "PHONE").await;
+    assert!(waiting(&phone, "").await.is_empty());
+    say("3", "a", "PHONE").await;
+    say("4", "b", "PHONE").await;
+    for txn in ["5", "6"] {
+        say(txn, "a", "*").await;
+    }
+    assert_eq!(waiting(&phone, "").await.len(), 2);
+    assert!(waiting(&user, "").await.is_empty());
+}
+
+#[tokio::test]
 async fn what_waits_for_a_device_goes_with_it() {
     let server = TestServer::start().await;
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);
