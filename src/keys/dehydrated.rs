@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 
 use super::{
     check,
-    upload::{self, ALGORITHMS, MOST},
+    upload::{self, MOST},
 };
 use crate::{
     app::App,
@@ -90,7 +90,7 @@ pub async fn put(app: &App, requester: &Requester, uploaded: &Uploaded<'_>) -> R
     check_data(uploaded.data)?;
     let device_keys = check::device_keys(uploaded.device_keys, &requester.user_id, id)?;
     let one_time = upload::read(&uploaded.one_time, MOST)?;
-    let fallback = upload::read(&uploaded.fallback, ALGORITHMS)?;
+    let fallback = upload::read_fallback(&uploaded.fallback)?;
     let turn = app.dehydrated_devices.turn(&user);
     let _turn = turn.lock().await;
     loop {

@@ -58,18 +58,25 @@ pub async fn upload(app: &App, upload: &Upload<'_>) -> Result<Counts> {
         .map(|json| check::device_keys(json, upload.user_id, upload.device_id))
         .transpose()?;
     let one_time = read(&upload.one_time, MOST)?;
-    let fallback = read(&upload.fallback, ALGORITHMS)?;
+    let fallback = read_fallback(&upload.fallback)?;
     // One at a time, or together they would bring more than a device may have.
     let _turn = app.key_stocks.adding(upload.device).await;
     expect_few_fallbacks(app, upload.device, &fallback).await?;
     loop {
         let mut change = Change::new();
-        let mut is_new = false;
-        if let Some(json) = &device_keys {
-            is_new |= set_device_keys(app, &mut change, upload, json).await?;
+        let identity = match &device_keys {
+            Some(json) => set_device_keys(app, &mut change, upload, json).await?,
+            None => Identity::Same,
+        };
+        let begins_anew = identity == Identity::Other;
+        if begins_anew {
+            for write in keys::delete_small(upload.device) {
+                change.write(write);
+            }
         }
-        let is_more =
-            add_one_time(app, &mut change, upload.device, &one_time).await? | !fallback.is_empty();
+        let is_more = add_one_time(app, &mut change, upload.device, &one_time, begins_anew).await?
+            | begins_anew
+            | !fallback.is_empty();
         for SmallKey {
             algorithm,
             key_id,
@@ -78,7 +85,7 @@ pub async fn upload(app: &App, upload: &Upload<'_>) -> Result<Counts> {
         {
             change.write(keys::set_fallback(upload.device, algorithm, key_id, json));
         }
-        if !is_new && !is_more {
+        if identity == Identity::Same && !is_more {
             break;
         }
         change.write(devices::expect(upload.device));
@@ -122,6 +129,21 @@ pub(super) fn read(keys: &[(&str, &RawValue)], most: usize) -> Result<Vec<SmallK
     Ok(keys)
 }
 
+/// Reads fallback keys.
+///
+/// # Errors
+/// As [`read`] does; `M_INVALID_PARAM` also if there are several of one algorithm.
+pub(super) fn read_fallback(keys: &[(&str, &RawValue)]) -> Result<Vec<SmallKey>> {
+    let keys = read(keys, ALGORITHMS)?;
+    let algorithms: HashSet<&str> = keys.iter().map(|key| &*key.algorithm).collect();
+    if algorithms.len() < keys.len() {
+        return Err(Error::invalid_param(
+            "a device has one fallback key of an algorithm",
+        ));
+    }
+    Ok(keys)
+}
+
 fn too_many() -> Error {
     Error::invalid_param(format!("a device has at most {MOST} keys of an algorithm"))
 }
@@ -152,21 +174,36 @@ async fn expect_few_fallbacks(app: &App, device: DeviceNid, uploaded: &[SmallKey
     Ok(())
 }
 
-/// Adds the keys of the device to a change; answers whether they are other than before.
+/// What the keys of a device are to those that it had before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Identity {
+    /// The same.
+    Same,
+    /// It had none, or something else is said of the same.
+    New,
+    /// The device has begun anew: whatever else it had uploaded belongs to keys that it has no more.
+    Other,
+}
+
+/// Adds the keys of the device to a change, if they are new.
 async fn set_device_keys(
     app: &App,
     change: &mut Change,
     upload: &Upload<'_>,
     json: &str,
-) -> Result<bool> {
+) -> Result<Identity> {
     let known = keys::of_device(&app.db, upload.device).await?;
     if known.as_ref().is_some_and(|known| known == json) {
-        return Ok(false);
+        return Ok(Identity::Same);
     }
-    let is_same = match &known {
-        Some(known) => check::is_same(&parse(known)?, &parse(json)?),
-        None => false,
-    };
+    let (mut is_same, mut identity) = (false, Identity::New);
+    if let Some(known) = &known {
+        let (known, new) = (parse(known)?, parse(json)?);
+        is_same = check::is_same(&known, &new);
+        if known.get("keys") != new.get("keys") {
+            identity = Identity::Other;
+        }
+    }
     expect_no_signing_key(app, upload.user, upload.device_id).await?;
     // If several requests bring the first keys at the same moment, the later ones must not take away what was signed in between.
     change.write(match &known {
@@ -179,7 +216,7 @@ async fn set_device_keys(
         change.write(cross_signing::unsign_with(user, &format!("ed25519:{id}")));
     }
     device_lists::changed(app, change, upload.user, &[upload.device_id]).await?;
-    Ok(true)
+    Ok(identity)
 }
 
 /// Makes sure that no key with which a user signs is called as a device.
@@ -197,12 +234,13 @@ pub(super) async fn expect_no_signing_key(app: &App, user: UserNid, device_id: &
     Ok(())
 }
 
-/// Adds to a change those one-time keys that are new; answers whether any is.
+/// Adds to a change those one-time keys that are new; answers whether any is. All are if the device `begins_anew`.
 async fn add_one_time(
     app: &App,
     change: &mut Change,
     device: DeviceNid,
     uploaded: &[SmallKey],
+    begins_anew: bool,
 ) -> Result<bool> {
     if uploaded.is_empty() {
         return Ok(false);
@@ -211,14 +249,15 @@ async fn add_one_time(
     let algorithms: BTreeSet<&str> = uploaded.iter().map(|key| &*key.algorithm).collect();
     let algorithms = || algorithms.iter().map(|&name| name.to_owned()).collect();
     // Those that are handed out come last: a key that is handed out meanwhile is met twice, not never.
-    let stock = keys::named(&app.db, device, algorithms(), ids()).await?;
-    let used = keys::used(&app.db, device, algorithms(), ids()).await?;
-    let mut counts: Vec<(String, usize)> = keys::counts(&app.db, device)
-        .await?
-        .one_time
-        .into_iter()
-        .map(|(algorithm, count)| (algorithm, usize::try_from(count).unwrap_or(usize::MAX)))
-        .collect();
+    let (mut stock, mut used, mut counts) = (Vec::new(), Vec::new(), Vec::new());
+    if !begins_anew {
+        stock = keys::named(&app.db, device, algorithms(), ids()).await?;
+        used = keys::used(&app.db, device, algorithms(), ids()).await?;
+        let known = keys::counts(&app.db, device).await?.one_time.into_iter();
+        counts = known
+            .map(|(algorithm, count)| (algorithm, usize::try_from(count).unwrap_or(usize::MAX)))
+            .collect();
+    }
     let before = counts.len();
     let mut is_more = false;
     for key in uploaded {

@@ -161,6 +161,17 @@ pub fn add(nid: i64, device: DeviceNid, algorithm: &str, key_id: &str, json: &st
     Write::Insert(&ONE_TIME_KEY, args![nid, device, algorithm, key_id, json])
 }
 
+/// Forgets all one-time keys and fallback keys of a device, also those that were handed out.
+#[must_use]
+pub fn delete_small(device: DeviceNid) -> [Write; 3] {
+    [
+        sql!("DELETE FROM one_time_key WHERE device_nid = $1"),
+        sql!("DELETE FROM one_time_key_used WHERE device_nid = $1"),
+        sql!("DELETE FROM fallback_key WHERE device_nid = $1"),
+    ]
+    .map(|statement| Write::Run(statement, args![device]))
+}
+
 /// The one-time keys of some devices that come next, in their order and of each device so many, without some of them.
 pub async fn next(
     db: &Db,

@@ -196,6 +196,12 @@ async fn keys_that_are_not_as_they_must_be_are_refused() {
             .await
             .fails(413, "M_TOO_LARGE");
     }
+    let two =
+        json!({ "signed_curve25519:A": key(&alice, "a"), "signed_curve25519:B": key(&alice, "b") });
+    alice
+        .post("/keys/upload", json!({ "fallback_keys": two }))
+        .await
+        .fails(400, "M_INVALID_PARAM");
     let many = json!({ "one_time_keys": one_time_keys(&alice, 0..501) });
     alice
         .post("/keys/upload", many)
@@ -503,6 +509,39 @@ async fn keys_go_with_their_device() {
         claim(&alice, (&bob.id, "TABLET")).await.unwrap().1,
         key(&tablet, "new")
     );
+}
+
+/// Whoever has lost their keys signs in on the same device, makes new ones and counts from the start again.
+#[tokio::test]
+async fn a_device_that_begins_anew_keeps_nothing_of_its_old_keys() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let of_bob = (bob.id.as_str(), bob.device_id.as_str());
+    let mut keys = device_keys(&bob);
+    let body = json!({
+        "device_keys": keys,
+        "one_time_keys": one_time_keys(&bob, 0..3),
+        "fallback_keys": { "signed_curve25519:F": key(&bob, "fallback") },
+    });
+    upload(&bob, body).await;
+    let (first, old) = claim(&alice, of_bob).await.unwrap();
+    assert_eq!(old, key(&bob, "key0"));
+    // The same keys with something more to say of them are no others.
+    keys["algorithms"] = json!(["m.olm.v1.curve25519-aes-sha2"]);
+    upload(&bob, json!({ "device_keys": keys })).await;
+    assert_eq!(counts(&bob).await.0, json!({ "signed_curve25519": 2 }));
+
+    let name = format!("curve25519:{}", bob.device_id);
+    keys["keys"][name] = json!(public_key("other"));
+    let body = json!({
+        "device_keys": keys, "one_time_keys": { &first: key(&bob, "new") },
+    });
+    let left = upload(&bob, body).await;
+    let one = json!({ "signed_curve25519": 1 });
+    assert_eq!(left["one_time_key_counts"], one);
+    assert_eq!(counts(&bob).await.0, one);
+    assert_eq!(claim(&alice, of_bob).await, Some((first, key(&bob, "new"))));
+    assert_eq!(claim(&alice, of_bob).await, None, "nor the fallback key");
 }
 
 #[tokio::test]
