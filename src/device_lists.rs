@@ -6,8 +6,8 @@ use crate::{
     app::App,
     bus::Effect,
     error::Result,
+    keys::updates,
     log::Change,
-    outbound,
     rooms::Room,
     storage::{
         UserNid,
@@ -77,7 +77,7 @@ pub async fn introduce(app: &App, room: &Room, user: UserNid) -> Result<()> {
             before: None,
         })
         .collect();
-    let edus = outbound::updates(app, &devices).await?;
+    let edus = updates(app, &devices).await?;
     for strangers in strangers.chunks(STRANGERS) {
         let mut change = Change::new();
         for (server, name) in strangers {

@@ -10,6 +10,7 @@ mod query;
 pub mod remote;
 pub mod signatures;
 mod stock;
+mod updates;
 mod upload;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ use crate::error::{Error, Result};
 pub use claim::{Claimed, Claims, claim, claim_here};
 pub use query::{Eyes, Keys, Queried, display_name, query, query_here};
 pub use stock::Stocks;
+pub use updates::updates;
 pub use upload::{Upload, upload};
 
 /// How many users and devices one request may ask about.

@@ -14,5 +14,4 @@ pub mod push;
 mod sender;
 mod transaction;
 
-pub use durable::updates;
 pub use sender::run;
