@@ -12,7 +12,7 @@ use crate::{
     storage::{
         UserNid,
         device_lists::{self, Untold},
-        keys, to_device,
+        devices, keys, to_device,
     },
 };
 
@@ -67,7 +67,7 @@ pub async fn introduce(app: &App, room: &Room, user: UserNid) -> Result<()> {
     }
     // What follows refers to the last change; before this one they know of none.
     let pos = keys::changed(&app.db, user).await?;
-    let devices = keys::of_users(&app.db, &[user]).await?;
+    let devices = devices::of_user(&app.db, user).await?;
     let devices: Vec<Untold> = devices
         .into_iter()
         .map(|device| Untold {

@@ -62,6 +62,8 @@ pub async fn updates(app: &App, changes: &[Untold]) -> Result<Vec<(Pos, String)>
         .collect()
 }
 
+/// What is told of a change. A device without keys is told as gone: nobody can encrypt for it, and to those who have never
+/// asked it is no news.
 fn edu(change: &Untold, user: &OwnedUserId, keys: &Keys) -> Result<String> {
     let edu = if change.device_id.is_empty() {
         let content = SigningKeyUpdate {
