@@ -1,7 +1,8 @@
 //! What a request has left of its body when it is answered.
 //!
-//! A connection on which something is left unread has to be closed, and with it goes what the client asks next. So a
-//! small rest is read and thrown away, and a large one is announced with `Connection: close`.
+//! A connection on which something is left unread has to be closed, and with it goes what the client asks next, or even the
+//! answer, while the client still sends. So a rest is read and thrown away, unless that takes long or it is larger than what
+//! clients send by mistake: that is announced with `Connection: close`.
 
 use std::{
     pin::Pin,
@@ -16,8 +17,8 @@ use http::{HeaderValue, Version, header};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::{BodyExt as _, Limited};
 
-/// The largest rest that is read, in bytes, and how long that may take.
-const MAX_REST: usize = 64 << 10;
+/// The largest rest that is read, in bytes, and how long that may take. The largest JSON that any endpoint takes is half of it.
+const MAX_REST: usize = 16 << 20;
 const REST_TIME: Duration = Duration::from_secs(2);
 
 /// Looks after the rest, as a layer around everything that answers.
@@ -49,8 +50,8 @@ pub(super) async fn look_after(request: Request, next: Next) -> Response {
 
 /// Reads a rest to its end. Answers whether that was possible.
 async fn read(rest: Body) -> bool {
-    let is_small = |size: u64| usize::try_from(size).is_ok_and(|size| size <= MAX_REST);
-    if !is_small(rest.size_hint().lower()) {
+    let is_usual = |size: u64| usize::try_from(size).is_ok_and(|size| size <= MAX_REST);
+    if !is_usual(rest.size_hint().lower()) {
         return false;
     }
     let mut rest = Limited::new(rest, MAX_REST);
